@@ -1,0 +1,7 @@
+"""What compress, explain, attack and profile stand on: targets, hooks, counters, constraints, the attack loop, timing."""
+
+from __future__ import annotations
+
+from cambrian.inspect.target import Space, Target, wrap
+
+__all__ = ["Space", "Target", "wrap"]
