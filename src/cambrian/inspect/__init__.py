@@ -1,4 +1,6 @@
-"""What compress, explain, attack and profile stand on: targets, hooks, counters, constraints, the attack loop, timing."""
+"""What compress, explain, attack and profile stand on: targets, hooks, counters, constraints, the attack loop,
+timing.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,151 @@
+"""Every system by slug: found by file name, described by `ast`, imported only when asked for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cambrian.engine.config import nearest
+from cambrian.errors import CapabilityError, ConfigError
+
+SYSTEMS = Path(__file__).resolve().parent.parent / "systems"
+GROUP = "cambrian.systems"
+ROLES = {
+    "recipe": "recipe",
+    "training_method": "training-method",
+    "compressor": "compressor",
+    "explainer": "explainer",
+    "attacker": "attacker",
+    "study": "study",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a system without importing it."""
+
+    slug: str
+    family: str
+    module: str
+    title: str
+    reference: str
+    summary: str
+    claim: str
+    body: str
+    roles: tuple[str, ...]
+    data: str | None
+    actions: tuple[str, ...] = ()
+    files: tuple[Path, ...] = field(default=(), repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """The card as JSON values."""
+        keys = ("slug", "family", "title", "reference", "summary", "claim", "module", "data")
+        return {**{k: getattr(self, k) for k in keys}, "roles": list(self.roles), "actions": list(self.actions)}
+
+
+def _read_card(slug: str, family: str, module: str, files: tuple[Path, ...]) -> Card:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    doc = ast.get_docstring(trees[0]) or ""
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", doc)]
+    claim = next((p.removeprefix("Claim:").strip() for p in paragraphs if p.startswith("Claim:")), "")
+    title, reference, summary = ([*paragraphs, "", "", ""])[:3]
+    roles, data, actions = _read_roles(trees, slug)
+    return Card(slug, family, module, title.rstrip("."), reference, summary, claim, doc, roles, data, actions, files)
+
+
+def _read_roles(trees: list[ast.Module], slug: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
+    roles: dict[str, None] = {}
+    data: str | None = None
+    actions: list[str] = []
+    for node in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
+        calls = [d for d in node.decorator_list if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id in ROLES]
+        for call in calls:
+            if not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == slug):
+                continue
+            assert isinstance(call.func, ast.Name)
+            roles[ROLES[call.func.id]] = None
+            data = next((k.value.value for k in call.keywords if k.arg == "data" and isinstance(k.value, ast.Constant)), data)  # type: ignore[assignment]
+            actions += [
+                f.name
+                for f in node.body
+                if isinstance(f, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "action" for d in f.decorator_list)
+            ]
+    return tuple(roles), data, tuple(actions)
+
+
+def _embedded() -> dict[str, tuple[str, str, tuple[Path, ...]]]:
+    found: dict[str, tuple[str, str, tuple[Path, ...]]] = {}
+    for family in sorted(p for p in SYSTEMS.iterdir() if p.is_dir() and not p.name.startswith(("_", "."))):
+        for path in sorted(family.iterdir()):
+            if path.name.startswith(("_", ".")):
+                continue
+            module = f"cambrian.systems.{family.name}.{path.stem}"
+            if path.suffix == ".py":
+                found[path.stem.replace("_", "-")] = (family.name, module, (path,))
+            elif (path / "recipe.py").is_file():
+                others = tuple(sorted(p for p in path.glob("*.py") if p.name != "__init__.py"))
+                found[path.name.replace("_", "-")] = (family.name, module, (path / "__init__.py", *others))
+    return found
+
+
+def _plugins() -> dict[str, tuple[str, str, tuple[Path, ...]]]:
+    found: dict[str, tuple[str, str, tuple[Path, ...]]] = {}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        spec = importlib.util.find_spec(entry.value)
+        if spec is not None and spec.origin is not None:
+            found[entry.name] = ("plugin", entry.value, (Path(spec.origin),))
+    return found
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Every system's card by slug: those of the package, then those of installed plugins."""
+    places = {**_plugins(), **_embedded()}
+    return {slug: _read_card(slug, *place) for slug, place in sorted(places.items())}
+
+
+def card(slug: str) -> Card:
+    """The card of `slug`; `ConfigError` with the nearest slug for an unknown one."""
+    found = cards().get(slug.replace("_", "-"))
+    if found is None:
+        raise ConfigError(f"unknown system {slug!r}{nearest(slug, list(cards()))}; run 'cambrian list' to see all")
+    return found
+
+
+@cache
+def _classes(module: str, files: tuple[Path, ...]) -> dict[tuple[str, str], type]:
+    names = [module]
+    if len(files) > 1:
+        names += [f"{module}.{path.stem}" for path in files if path.name != "__init__.py"]
+    found: dict[tuple[str, str], type] = {}
+    for name in names:
+        for _, member in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            if "slug" in vars(member) and "role" in vars(member):
+                found.setdefault((member.role, member.slug), member)  # type: ignore[attr-defined]
+    return found
+
+
+def load(slug: str, role: str) -> Any:
+    """The class that plays `role` for `slug`. Raises `ConfigError` or `CapabilityError`."""
+    found = card(slug)
+    if role not in found.roles:
+        able = sorted(c.slug for c in cards().values() if role in c.roles)
+        raise CapabilityError(f"{found.slug} is no {role}; it is: {', '.join(found.roles)}. A {role} is: {', '.join(able)}")
+    return _classes(found.module, found.files)[role, found.slug]
+
+
+def claim_holder(slug: str) -> Any:
+    """The class that carries the claims of `slug`: its recipe when that has claims, else its study."""
+    found = card(slug)
+    for role in ("recipe", "study"):
+        if role in found.roles and load(slug, role).claims:
+            return load(slug, role)
+    raise CapabilityError(f"{found.slug} has no executable claim")

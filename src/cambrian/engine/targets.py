@@ -1,0 +1,47 @@
+"""Trained targets for studies of verbs: trained once per configuration and seed, then cached."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cambrian.codec import files
+from cambrian.engine.checkpoint import Checkpoints
+from cambrian.engine.loop import Loop, fit
+from cambrian.engine.recipe import Recipe
+from cambrian.engine.run import runs_root, spec_for
+
+
+def trained(
+    slug: str,
+    *,
+    preset: str = "laptop",
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    with_: Sequence[str] = (),
+    data: str | None = None,
+) -> Recipe[Any]:
+    """A recipe trained to its last step, in evaluation mode; from the cache when it was trained before with the same settings.
+
+    Processes that ask for the same target at once wait for the first one to train it.
+    """
+    spec, config = spec_for(slug, preset=preset, seed=seed, data=data, with_=with_, settings=overrides)
+    loop = Loop(spec.make(config=config))
+    key = json.dumps([spec.slug, spec.config, seed, spec.methods, loop.recipe.data.fingerprint()], sort_keys=True)
+    folder = runs_root() / ".targets" / f"{spec.slug}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder, keep=1)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if checkpoints.steps() == [config.steps]:
+            loop.load_state_dict(checkpoints.load(config.steps))
+        else:
+            fit(loop, config.steps)
+            files.replace_json(folder / "target.json", {"slug": spec.slug, "config": spec.config, "seed": seed})
+            checkpoints.save(config.steps, loop.state_dict())
+    for module in loop.recipe.modules().values():
+        module.eval()
+    return loop.recipe
