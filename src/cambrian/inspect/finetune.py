@@ -51,11 +51,13 @@ def finetune(
     factory: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     **settings: Any,
 ) -> nn.Module:
-    """Train `module` in place for `steps` (or `epochs`) with rate `lr * lr_scale`, then return it in the mode it had.
+    """Train `module` in place for `steps` (or `epochs`) with rate `lr * lr_scale`, then return it in the mode it
+    had.
 
-    The default optimiser is SGD with momentum 0.9 and weight decay 5e-4; `settings` go to the optimiser's `factory`. `schedule` is
-    "cosine" (to zero) or "constant". Parameters with `requires_grad=False` stay as they are.
-    Raises `ConfigError` unless exactly one of `steps` and `epochs` is given, `NonFiniteError` at the first non-finite loss.
+    The default optimiser is SGD with momentum 0.9 and weight decay 5e-4; `settings` go to the optimiser's
+    `factory`. `schedule` is "cosine" (to zero) or "constant". Parameters with `requires_grad=False` stay as they
+    are. Raises `ConfigError` unless exactly one of `steps` and `epochs` is given, `NonFiniteError` at the first
+    non-finite loss.
     """
     if (steps is None) == (epochs is None):
         raise ConfigError(f"give either steps or epochs, got steps={steps} and epochs={epochs}")

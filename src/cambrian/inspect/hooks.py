@@ -1,4 +1,5 @@
-"""Looking into a network without touching it: feature capture, and a guard that leaves every flag and statistic as it was.
+"""Looking into a network without touching it: feature capture, and a guard that leaves every flag and statistic as
+it was.
 
 Shapes: whatever the named module gives, batch first.
 """
@@ -17,10 +18,11 @@ from cambrian.errors import ConfigError, ShapeError
 
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and no parameter gradients inside the `with`; every submodule's mode and every flag comes back after it.
+    """Eval mode and no parameter gradients inside the `with`; every submodule's mode and every flag comes back
+    after it.
 
-    In eval mode batch norm reads its running statistics and never writes them, so they stay bit-identical; gradients in the
-    inputs are still recorded, those in the parameters are not computed at all.
+    In eval mode batch norm reads its running statistics and never writes them, so they stay bit-identical;
+    gradients in the inputs are still recorded, those in the parameters are not computed at all.
     """
     modes = [(part, part.training) for part in module.modules()]
     flags = [(weight, weight.requires_grad) for weight in module.parameters()]
@@ -53,11 +55,13 @@ class _Enough(Exception):
 def capture(
     module: nn.Module, x: Tensor, names: Sequence[str], *, grad: bool = False, early: bool = True
 ) -> dict[str, Tensor]:
-    """Outputs of the named submodules for the batch `x` (`"name:in"`: the first positional input) in one forward pass.
+    """Outputs of the named submodules for the batch `x` (`"name:in"`: the first positional input) in one forward
+    pass.
 
-    A submodule that runs several times gives its first call. With `grad` the tensors are part of the graph, upstream of all
-    that follows; else they are detached copies. In both cases a later in-place operation (ReLU(inplace=True)) cannot change
-    them. With `early` the pass stops after the last feature. Raises `ConfigError` for a wrong name or one that never ran.
+    A submodule that runs several times gives its first call. With `grad` the tensors are part of the graph,
+    upstream of all that follows; else they are detached copies. In both cases a later in-place operation
+    (ReLU(inplace=True)) cannot change them. With `early` the pass stops after the last feature. Raises
+    `ConfigError` for a wrong name or one that never ran.
     """
     seen: dict[str, Tensor] = {}
     wanted = list(dict.fromkeys(names))

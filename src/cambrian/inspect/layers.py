@@ -1,12 +1,15 @@
-"""The table of a network's layers: shapes, parameters, multiply-accumulates and receptive fields, measured by one forward pass.
+"""The table of a network's layers: shapes, parameters, multiply-accumulates and receptive fields, measured by one
+forward pass.
 
-Receptive field arithmetic (size r, stride j, offset o = centre of the first output's field, in input pixels; kernel k, dilation d, stride s, padding p):
+Receptive field arithmetic (size r, stride j, offset o = centre of the first output's field, in input pixels; kernel
+k, dilation d, stride s, padding p):
 
     k' = d (k - 1) + 1,   r <- r + (k' - 1) j,   o <- o + ((k' - 1) / 2 - p) j,   j <- j s
 
 Along a branch the field follows the module that produced the layer's input; where tensors are made outside of a
-module (add, a functional activation) the widest field so far with that picture size is taken; after a functional pooling, which no hook sees, the field is
-None. Horizontal and vertical are the same unless the kernels differ: the table gives the vertical one.
+module (add, a functional activation) the widest field so far with that picture size is taken; after a functional
+pooling, which no hook sees, the field is None. Horizontal and vertical are the same unless the kernels differ: the
+table gives the vertical one.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from cambrian.inspect.hooks import quiet
 
 @dataclass(frozen=True)
 class Field:
-    """Receptive field in input pixels: `size`, `stride` between neighbours, `offset` of the first one's centre from pixel 0."""
+    """Receptive field in input pixels: `size`, `stride` between neighbours, `offset` of the first one's centre from
+    pixel 0.
+    """
 
     size: float = 1
     stride: float = 1
@@ -56,7 +61,9 @@ def macs(part: nn.Module, shape_in: tuple[int, ...], shape_out: tuple[int, ...])
 
 
 def grow(field: Field, part: nn.Module, shape_in: tuple[int, ...], shape_out: tuple[int, ...]) -> Field | None:
-    """The field after one module; None once the position in the picture is lost (linear layers, flattening to vectors)."""
+    """The field after one module; None once the position in the picture is lost (linear layers, flattening to
+    vectors).
+    """
     if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)):
         kernel, stride, pad = _first(part.kernel_size), _first(part.stride), _first(part.padding)
         kernel = _first(getattr(part, "dilation", 1)) * (kernel - 1) + 1

@@ -1,7 +1,7 @@
 """What the three verbs on a trained model return: rows for the common table, pictures and files.
 
-`rows` are plain dicts (column name -> str, int, float, bool or None) so that they go into JSON and into any table unchanged;
-pictures are matplotlib figures by name. Nothing here knows of runs or of the engine.
+`rows` are plain dicts (column name -> str, int, float, bool or None) so that they go into JSON and into any table
+unchanged; pictures are matplotlib figures by name. Nothing here knows of runs or of the engine.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Explanation:
 class AttackResult:
     """Adversarial inputs with what they cost.
 
-    `x_adv [B,...]` in the target's space; `success [B]` bool, True only where the clean input was classified correctly and
-    the goal was reached; `norms` maps "l2" and "linf" to `[B]` sizes of the perturbation in the space's own units; `queries`
-    counts samples sent through the network ("forward", "backward"); `trace` holds one `[B]` loss tensor per step.
+    `x_adv [B,...]` in the target's space; `success [B]` bool, True only where the clean input was classified
+    correctly and the goal was reached; `norms` maps "l2" and "linf" to `[B]` sizes of the perturbation in the
+    space's own units; `queries` counts samples sent through the network ("forward", "backward"); `trace` holds one
+    `[B]` loss tensor per step.
     """
 
     x_adv: Tensor

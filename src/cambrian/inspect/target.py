@@ -1,9 +1,12 @@
-"""What compress, explain and attack act on: a classifier with its input space, its data and its way of being trained.
+"""What compress, explain and attack act on: a classifier with its input space, its data and its way of being
+trained.
 
-`Target` is the structural type; `wrap` makes one from any `nn.Module` and `ModuleTarget` is what it returns. A recipe offers
-its own with `return wrap(self.model, space=Space.image(shape), classes=names, data=self.data, loss=self.loss)`.
+`Target` is the structural type; `wrap` makes one from any `nn.Module` and `ModuleTarget` is what it returns. A
+recipe offers its own with `return wrap(self.model, space=Space.image(shape), classes=names, data=self.data,
+loss=self.loss)`.
 
-The module takes inputs in `space` (pixels, normalisation is INSIDE the module), so that `eps = 8/255` means the same everywhere.
+The module takes inputs in `space` (pixels, normalisation is INSIDE the module), so that `eps = 8/255` means the
+same everywhere.
 
 Shapes: B batch, K classes, `space.shape` one input.
 """
@@ -21,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
-from cambrian.inspect.finetune import Constraint, Loss, finetune
+from cambrian.inspect.finetune import Loss, finetune
 from cambrian.inspect.hooks import capture, quiet
 from cambrian.inspect.layers import Layer, layer_table
 
@@ -32,7 +35,9 @@ Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Space:
-    """The inputs a network takes: `shape` of one input (image: C,H,W), the box `[lo, hi]`, the step of a stored value."""
+    """The inputs a network takes: `shape` of one input (image: C,H,W), the box `[lo, hi]`, the step of a stored
+    value.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -135,7 +140,9 @@ class ModuleTarget:
         return quiet(self.module)
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Raise `ShapeError` for inputs outside the space, or labels that are not int64 `[B]` below the number of classes."""
+        """Raise `ShapeError` for inputs outside the space, or labels that are not int64 `[B]` below the number of
+        classes.
+        """
         self.space.check(x)
         if y is None:
             return
@@ -176,7 +183,9 @@ class ModuleTarget:
         return len(self._split(split))
 
     def batches(self, split: str, n: int | None = None, seed: int = 0, size: int = 256) -> Iterator[Batch]:
-        """`(x, y, meta)` in the space's units: the whole split in order, or `n` samples drawn without return by `seed`."""
+        """`(x, y, meta)` in the space's units: the whole split in order, or `n` samples drawn without return by
+        `seed`.
+        """
         chosen, total = self._split(split), self.size(split)
         order = torch.arange(total)
         if n is not None:
@@ -238,11 +247,12 @@ def wrap(
 ) -> ModuleTarget:
     """Make a `Target` from any module whose forward maps a batch of `space` to logits.
 
-    `data` is a `cambrian.data` Data (splits `train`, `valid`, `test`), or a dict of split name to `(inputs, labels)` tensors; `fields`
-    name the inputs and labels in a batch, uint8 inputs are scaled to the space. `loss(module, x, y, meta) -> scalar` is the
-    recipe's own training loss with its augmentation (default cross-entropy); `finetune(module, steps=..., constraint=..., ...)`
-    replaces the whole fine-tuning loop; `metrics(module, split)` adds figures to `metric()`.
-    A module without class logits (a discriminator) can be wrapped too: then `features` works and `logits` raises.
+    `data` is a `cambrian.data` Data (splits `train`, `valid`, `test`), or a dict of split name to `(inputs,
+    labels)` tensors; `fields` name the inputs and labels in a batch, uint8 inputs are scaled to the space.
+    `loss(module, x, y, meta) -> scalar` is the recipe's own training loss with its augmentation (default
+    cross-entropy); `finetune(module, steps=..., constraint=..., ...)` replaces the whole fine-tuning loop;
+    `metrics(module, split)` adds figures to `metric()`. A module without class logits (a discriminator) can be
+    wrapped too: then `features` works and `logits` raises.
     """
     return ModuleTarget(
         module,
