@@ -50,7 +50,9 @@ def inspect(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(size - 8, MAX_HEADER) or length < 2:
-                raise CheckpointError(f"{path} is not a safetensors file, or is truncated ({size} bytes, header of {length})")
+                raise CheckpointError(
+                    f"{path} is not a safetensors file, or is truncated ({size} bytes, header of {length})"
+                )
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -50,7 +50,9 @@ class Checkpoints:
                 "last checkpoint is intact; lower the learning rate or clip gradients, then resume"
             )
         payloads = dict(zip(_PARTS, (tensors.encode(named), files.dump_json(tree)), strict=True))
-        sums = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payloads.items()}
+        sums = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in payloads.items()
+        }
         self.directory.mkdir(parents=True, exist_ok=True)
         beside = self.directory / f".step-{step:08d}.{os.getpid()}.tmp"
         shutil.rmtree(beside, ignore_errors=True)
@@ -58,7 +60,9 @@ class Checkpoints:
             beside.mkdir()
             for name, data in payloads.items():
                 files.write_bytes(beside / name, data)
-            files.write_bytes(beside / "manifest.json", files.dump_json({"format": FORMAT, "step": step, "files": sums}))
+            files.write_bytes(
+                beside / "manifest.json", files.dump_json({"format": FORMAT, "step": step, "files": sums})
+            )
             files.fsync_directory(beside)
             self._put(beside, self.path(step))
         except OSError as error:
@@ -113,7 +117,9 @@ class Checkpoints:
     def _verify(path: Path, entry: Mapping[str, Any]) -> None:
         try:
             if path.stat().st_size != entry["bytes"]:
-                raise CheckpointError(f"{path} is truncated or altered: {path.stat().st_size} of {entry['bytes']} bytes")
+                raise CheckpointError(
+                    f"{path} is truncated or altered: {path.stat().st_size} of {entry['bytes']} bytes"
+                )
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:

@@ -74,7 +74,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, get_args(kind)[0]) for v in typing.cast(tuple[Any, ...], value))
+        return isinstance(value, tuple) and all(
+            _fits(v, get_args(kind)[0]) for v in typing.cast(tuple[Any, ...], value)
+        )
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     return isinstance(value, kind)

@@ -43,7 +43,9 @@ class Processes(SingleProcess):
     def share(self, size: int) -> slice:
         """The contiguous part of a batch that this rank computes. Raises `ConfigError` unless it divides evenly."""
         if size % self.size:
-            raise ConfigError(f"batch {size} cannot be split evenly over {self.size} processes; choose a multiple of {self.size}")
+            raise ConfigError(
+                f"batch {size} cannot be split evenly over {self.size} processes; choose a multiple of {self.size}"
+            )
         each = size // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 

@@ -123,7 +123,9 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def fit(loop: Loop, steps: int, *, each: Callable[[int, dict[str, float]], bool | None] = lambda step, scalars: None) -> None:
+def fit(
+    loop: Loop, steps: int, *, each: Callable[[int, dict[str, float]], bool | None] = lambda step, scalars: None
+) -> None:
     """Advance until `steps` iterations are done; `each(step, scalars)` is called after every one and may return True to stop."""
     while loop.recipe.iteration < steps:
         scalars = loop.advance()

@@ -22,7 +22,9 @@ def parse(text: str, role: str) -> Any:
 
 def parse_all(texts: Sequence[str], role: str) -> list[Any]:
     """Several methods, in order; a comma-separated list of names without options is split too."""
-    flat = [part for text in texts for part in (re.split(r",(?![^,]*=)", text) if "=" not in text else _split_chain(text))]
+    flat = [
+        part for text in texts for part in (re.split(r",(?![^,]*=)", text) if "=" not in text else _split_chain(text))
+    ]
     return [parse(part, role) for part in flat if part.strip()]
 
 

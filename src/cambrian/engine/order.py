@@ -14,7 +14,9 @@ class SampleOrder:
 
     def __init__(self, size: int, batch: int, seed: int) -> None:
         if batch > size:
-            raise ConfigError(f"batch {batch} is larger than the training split ({size} samples); choose a smaller batch")
+            raise ConfigError(
+                f"batch {batch} is larger than the training split ({size} samples); choose a smaller batch"
+            )
         self.size, self.batch, self.seed = size, batch, seed
         self.per_epoch = size // batch
         self._cached: tuple[int, Tensor] | None = None

@@ -66,17 +66,24 @@ def _read_roles(trees: list[ast.Module], slug: str) -> tuple[tuple[str, ...], st
     data: str | None = None
     actions: list[str] = []
     for node in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
-        calls = [d for d in node.decorator_list if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id in ROLES]
+        calls = [
+            d
+            for d in node.decorator_list
+            if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id in ROLES
+        ]
         for call in calls:
             if not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == slug):
                 continue
             assert isinstance(call.func, ast.Name)
             roles[ROLES[call.func.id]] = None
-            data = next((k.value.value for k in call.keywords if k.arg == "data" and isinstance(k.value, ast.Constant)), data)  # type: ignore[assignment]
+            data = next(
+                (k.value.value for k in call.keywords if k.arg == "data" and isinstance(k.value, ast.Constant)), data
+            )  # type: ignore[assignment]
             actions += [
                 f.name
                 for f in node.body
-                if isinstance(f, ast.FunctionDef) and any(isinstance(d, ast.Name) and d.id == "action" for d in f.decorator_list)
+                if isinstance(f, ast.FunctionDef)
+                and any(isinstance(d, ast.Name) and d.id == "action" for d in f.decorator_list)
             ]
     return tuple(roles), data, tuple(actions)
 
@@ -138,7 +145,9 @@ def load(slug: str, role: str) -> Any:
     found = card(slug)
     if role not in found.roles:
         able = sorted(c.slug for c in cards().values() if role in c.roles)
-        raise CapabilityError(f"{found.slug} is no {role}; it is: {', '.join(found.roles)}. A {role} is: {', '.join(able)}")
+        raise CapabilityError(
+            f"{found.slug} is no {role}; it is: {', '.join(found.roles)}. A {role} is: {', '.join(able)}"
+        )
     return _classes(found.module, found.files)[role, found.slug]
 
 

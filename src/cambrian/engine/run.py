@@ -83,13 +83,22 @@ class Run:
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         path = (root or runs_root()) / spec.slug / f"{stamp}-{secrets.token_hex(2)}"
         values = {k: v for k, v in asdict(spec).items() if k != "config"}
-        info = {**values, "status": "new", "created": stamp, "versions": versions(), "commit": commit(), **(extra or {})}
+        info = {
+            **values,
+            "status": "new",
+            "created": stamp,
+            "versions": versions(),
+            "commit": commit(),
+            **(extra or {}),
+        }
         try:
             (path / "artifacts").mkdir(parents=True)
             files.replace_json(path / "config.json", spec.config)
             files.replace_json(path / "run.json", info)
         except OSError as error:
-            raise RunError(f"cannot write a run under {path.parent}: {error.strerror or error}; set CAMBRIAN_RUNS") from None
+            raise RunError(
+                f"cannot write a run under {path.parent}: {error.strerror or error}; set CAMBRIAN_RUNS"
+            ) from None
         return cls(path)
 
     @property
@@ -114,7 +123,9 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(f"run {self.id} is being written by another process; wait for it or stop it first") from None
+                raise RunError(
+                    f"run {self.id} is being written by another process; wait for it or stop it first"
+                ) from None
             yield
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -214,7 +225,9 @@ def find(name: str | os.PathLike[str]) -> Run:
     if len(matches) == 1:
         return Run(matches[0])
     if matches:
-        raise RunError(f"{str(name)!r} names {len(matches)} runs: {', '.join(p.name for p in matches[:5])}; give more of the id")
+        raise RunError(
+            f"{str(name)!r} names {len(matches)} runs: {', '.join(p.name for p in matches[:5])}; give more of the id"
+        )
     raise RunError(f"no run {str(name)!r} under {runs_root()}{nearest(str(name), [p.name for p in everything])}; see 'cambrian runs'")  # fmt: skip
 
 

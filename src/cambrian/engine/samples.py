@@ -144,7 +144,13 @@ class Points(Plotted):
     def draw(self, axes: Any) -> None:
         """A scatter plot with equal axes."""
         if self.reference is not None:
-            axes.scatter(*self.reference.detach().cpu().T.numpy(), s=90, facecolors="none", edgecolors="tab:orange", label="modes")
+            axes.scatter(
+                *self.reference.detach().cpu().T.numpy(),
+                s=90,
+                facecolors="none",
+                edgecolors="tab:orange",
+                label="modes",
+            )
         axes.scatter(*self.tensor.detach().cpu().T.numpy(), s=4, alpha=0.4, color="tab:blue", label="samples")
         if self.limit is not None:
             axes.set(xlim=(-self.limit, self.limit), ylim=(-self.limit, self.limit))
@@ -188,7 +194,9 @@ class Drawings:
     def html(self) -> str:
         """The drawings side by side."""
         captions = list(self.captions) + [""] * (len(self.svgs) - len(self.captions))
-        cells = (f"<figure>{svg}<figcaption>{html.escape(c)}</figcaption></figure>" for svg, c in zip(self.svgs, captions))
+        cells = (
+            f"<figure>{svg}<figcaption>{html.escape(c)}</figcaption></figure>" for svg, c in zip(self.svgs, captions)
+        )
         return f'<div class="sheet">{"".join(cells)}</div>'
 
 
@@ -236,7 +244,9 @@ class Table:
     def html(self) -> str:
         """An HTML table."""
         head = "".join(f"<th>{html.escape(str(c))}</th>" for c in self.columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(short(v))}</td>" for v in row) + "</tr>" for row in self.rows)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(short(v))}</td>" for v in row) + "</tr>" for row in self.rows
+        )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

@@ -48,7 +48,9 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         if all(isinstance(k, str) and not k.startswith("$") for k, _ in encoded):
             return dict(encoded)
         return {"$items": [[_encode(k, "", {}), v] for k, v in encoded]}
-    raise TypeError(f"{path} holds a {type(value).__name__}, which a checkpoint cannot keep; give plain values or tensors")
+    raise TypeError(
+        f"{path} holds a {type(value).__name__}, which a checkpoint cannot keep; give plain values or tensors"
+    )
 
 
 def _name(key: Any) -> str:

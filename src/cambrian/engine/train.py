@@ -95,7 +95,11 @@ def start(
     every = checkpoint_every or max(1, config.steps // 5)
     settings = {"log_every": log, "checkpoint_every": every, "processes": world.size}
     if world.rank == 0:
-        found = {"fingerprint": recipe.data.fingerprint(), "source": recipe.data.source, "machine": devices.describe(device)}
+        found = {
+            "fingerprint": recipe.data.fingerprint(),
+            "source": recipe.data.source,
+            "machine": devices.describe(device),
+        }
         run = Run.create(spec, extra={**settings, **found})
         with run.lock():
             return Trainer(run, loop, log_every=log, checkpoint_every=every, report=report).go()
@@ -118,7 +122,9 @@ def resume(run: Run, *, report: Report | None = None) -> Run:
     with run.lock():
         run.checkpoints.sweep()
         if not run.checkpoints.steps():
-            raise CheckpointError(f"run {run.id} has no checkpoint yet; start it again with 'cambrian train {run.spec.slug}'")
+            raise CheckpointError(
+                f"run {run.id} has no checkpoint yet; start it again with 'cambrian train {run.spec.slug}'"
+            )
         loop = run.restore(device=device, world=world)
         _truncate_metrics(run, loop.recipe.iteration)
         keys = {k: int(run.info.get(k, 1)) for k in ("log_every", "checkpoint_every")}

@@ -1,0 +1,106 @@
+"""Compress, explain and attack: a method applied to a trained run gives a child run with tables, pictures and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cambrian.codec import files
+from cambrian.engine import methods
+from cambrian.engine.report import card_html, environment_html, write
+from cambrian.engine.run import Run, RunSpec
+from cambrian.engine.samples import Plot, Table
+from cambrian.errors import CapabilityError, ConfigError
+
+
+def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
+    """Apply the compressors of `with_` in order, each to what the one before left."""
+    chosen = _chosen(with_, "compressor")
+    target = parent.target()
+    child = _child(parent, "compress", chosen, seed)
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for i, method in enumerate(chosen):
+        folder = child.artifacts / f"{i}-{method.slug}"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = method.compress(target, folder, torch.Generator().manual_seed(seed))
+        rows += [{"method": method.slug, **row} for row in made.rows]
+        figures.update(made.figures)
+        if i + 1 < len(chosen):
+            target = target.replaced(made.module)
+    return _publish(child, rows, figures)
+
+
+def explain(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
+    """Apply the explainers of `with_`, each to the same trained model."""
+    chosen = _chosen(with_, "explainer")
+    target = parent.target()
+    child = _child(parent, "explain", chosen, seed)
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for method in chosen:
+        found = method.explain(target, torch.Generator().manual_seed(seed))
+        rows += [{"method": method.slug, **row} for row in found.rows]
+        figures.update({f"{method.slug} {name}": figure for name, figure in found.figures.items()})
+    return _publish(child, rows, figures)
+
+
+def attack(parent: Run, with_: Sequence[str], *, n: int = 256, split: str = "test", seed: int = 0) -> Run:
+    """Attack `n` samples of a split with each attacker of `with_`."""
+    if n < 1:
+        raise ConfigError(f"the number of inputs must be at least 1, not {n}")
+    chosen = _chosen(with_, "attacker")
+    target = parent.target()
+    child = _child(parent, "attack", chosen, seed)
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    inputs = [(x, y) for x, y, _ in target.batches(split, n=n, seed=seed)]
+    x, y = torch.cat([x for x, _ in inputs]), torch.cat([y for _, y in inputs])
+    for method in chosen:
+        result = method.attack(target, x, y, torch.Generator().manual_seed(seed))
+        rows += [{"method": method.slug, **row} for row in result.rows]
+        figures.update({f"{method.slug} {name}": figure for name, figure in result.figures.items()})
+    return _publish(child, rows, figures)
+
+
+def _chosen(with_: Sequence[str], role: str) -> list[Any]:
+    chosen = methods.parse_all(with_, role)
+    if not chosen:
+        raise ConfigError(f"name at least one {role} with --with")
+    return chosen
+
+
+def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Run:
+    if parent.info.get("verb"):
+        raise CapabilityError(f"run {parent.id} is a {parent.info['verb']} result; name the training run it came from")
+    spec = RunSpec(
+        parent.spec.slug, parent.spec.config, parent.spec.preset, seed, parent.spec.data, parent.spec.methods
+    )
+    extra = {"verb": verb, "parent": parent.id, "with": methods.describe(chosen)}
+    return Run.create(spec, extra=extra, root=parent.path.parent.parent)
+
+
+def _publish(child: Run, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> Run:
+    """Write the table and pictures, and a report; the run's `figures` hold the rows."""
+    plain = [{k: _plain(v) for k, v in row.items()} for row in rows]
+    files.replace_json(child.path / "table.json", plain)
+    shown = "".join(f"<h3>{name}</h3>{Plot(figure).html()}" for name, figure in figures.items())
+    for name, figure in figures.items():
+        Plot(figure).save(child.artifacts, "".join(c if c.isalnum() else "-" for c in name.lower()))
+    child.update(status="done", rows=plain)
+    title = f"{child.info['verb']} {child.info['parent']}"
+    body = (
+        card_html(child.spec.slug) + f"<h2>{title}</h2>" + Table.of(plain).html() + shown + environment_html(child.info)
+    )
+    write(child.path / "report.html", title, body)
+    return child
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.item() if value.numel() == 1 else value.tolist()  # type: ignore[reportUnknownMemberType]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None), list)) else str(value)  # type: ignore[reportUnknownVariableType]
