@@ -155,8 +155,9 @@ def _hold_out(part: Part, classes: int, seed: int, name: str) -> tuple[Part, Par
         # a test split must know every class; a valid split may miss a rare one
         count = max(count, 1) if name == "test" and len(members) > 1 else count
         out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    if not out.any() and len(label) > 1:
-        out[-1] = True
+    if not out.any() and len(label) > 1:  # few pictures: take one of the largest class
+        largest = (label == torch.bincount(label).argmax()).nonzero().flatten()
+        out[largest[torch.randint(len(largest), (1,), generator=generator)]] = True
     if not out.any():
         raise DataError(
             f"one picture is too few: nothing is left to train on after taking a {name} split; add pictures"
