@@ -1,0 +1,120 @@
+"""What a chain of compressors knows about each weight tensor, and the constraints that hold while it is trained
+further.
+
+- `mask`: False where a weight was pruned; it stays zero.
+- `frozen`: True where a weight has its final value; it stays bit-identical.
+- `index` into `codebook`: weights of one cluster share one value; their gradients are summed.
+- `alphabet`: the ascending values that final weights may take (powers of two for instance); decides the file's palette.
+
+Gradients of constrained weights are zeroed after backward; after the optimiser's step their values are restored
+(weight decay moves a weight without a gradient) and their entries in the optimiser's moments are zeroed (a moment
+collected before a weight was frozen would go on moving it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cambrian.codec.container import Palette
+from cambrian.errors import ConfigError, ShapeError
+
+
+@dataclass
+class TensorState:
+    """Constraints on one tensor; every field has the tensor's shape, except `codebook [k]` and `alphabet [k]`."""
+
+    mask: Tensor | None = None
+    frozen: Tensor | None = None
+    values: Tensor | None = None
+    codebook: Tensor | None = None
+    index: Tensor | None = None
+    alphabet: Tensor | None = None
+
+    def held(self) -> Tensor | None:
+        """Where the weight may not move: pruned or frozen."""
+        if self.mask is None:
+            return self.frozen
+        return ~self.mask if self.frozen is None else ~self.mask | self.frozen
+
+
+@dataclass
+class CompressionState:
+    """Constraints by parameter name, and the names of the stages applied so far; a `Constraint` for `finetune`."""
+
+    tensors: dict[str, TensorState] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
+
+    def of(self, name: str) -> TensorState:
+        """The state of a tensor, made when it has none."""
+        return self.tensors.setdefault(name, TensorState())
+
+    def freeze(self, module: nn.Module, name: str, where: Tensor) -> None:
+        """From now on the weights at `where` (added to those frozen before) keep the value that they have in
+        `module`.
+        """
+        weight, state = _weight(module, name), self.of(name)
+        if where.shape != weight.shape or where.dtype != torch.bool:
+            raise ShapeError(f"{name}: freeze takes bool {list(weight.shape)}, got {where.dtype} {list(where.shape)}")
+        state.frozen = where.clone() if state.frozen is None else state.frozen | where
+        state.values = weight.detach().clone()
+
+    def prune(self, module: nn.Module, name: str, keep: Tensor) -> None:
+        """Set the weights outside of `keep` to zero and hold them there. Raises `ConfigError` after quantisation."""
+        weight, state = _weight(module, name), self.of(name)
+        if state.frozen is not None or state.codebook is not None:
+            raise ConfigError(f"{name} is quantised already; prune before quantising")
+        state.mask = keep.clone() if state.mask is None else state.mask & keep
+        with torch.no_grad():
+            weight.masked_fill_(~state.mask, 0.0)
+
+    def constrain_gradients(self, module: nn.Module) -> None:
+        """After backward: share gradients inside clusters, zero them where a weight is held."""
+        for name, state in self.tensors.items():
+            grad = _weight(module, name).grad
+            if grad is None:
+                continue
+            if state.codebook is not None and state.index is not None:
+                sums = torch.zeros_like(state.codebook).index_add_(0, state.index.flatten(), grad.flatten())
+                grad.copy_(sums[state.index])
+            held = state.held()
+            if held is not None:
+                grad.masked_fill_(held, 0.0)
+
+    @torch.no_grad()
+    def constrain_step(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """After the optimiser's step: restore held weights, zero their moments, follow the codebook."""
+        for name, state in self.tensors.items():
+            weight = _weight(module, name)
+            held = state.held()
+            if held is not None:
+                for moment in optimiser.state.get(weight, {}).values():
+                    if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                        moment.masked_fill_(held, 0.0)
+            if state.mask is not None:
+                weight.masked_fill_(~state.mask, 0.0)
+            if state.frozen is not None and state.values is not None:
+                weight.copy_(torch.where(state.frozen, state.values, weight))
+            if state.codebook is not None and state.index is not None:
+                state.codebook.scatter_(0, state.index.flatten(), weight.flatten())
+
+    def entries(self, module: nn.Module) -> dict[str, Tensor | Palette]:
+        """Every tensor of the module as the container stores it: coded where all its values are known, else raw.
+
+        Raises `ValueError` when a weight has left its alphabet.
+        """
+        out: dict[str, Tensor | Palette] = {}
+        for name, tensor in module.state_dict().items():
+            state = self.tensors.get(name)
+            values = None if state is None else state.alphabet if state.alphabet is not None else state.codebook
+            out[name] = tensor if values is None else Palette.of(tensor, values.unique())
+        return out
+
+
+def _weight(module: nn.Module, name: str) -> nn.Parameter:
+    try:
+        return module.get_parameter(name)
+    except AttributeError:
+        raise ConfigError(f"the network has no parameter {name!r} that the compression state names") from None
