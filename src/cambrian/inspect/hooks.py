@@ -103,3 +103,24 @@ def _before(keep, name: str):
         return None if fresh is None else (fresh, *inputs[1:])
 
     return hook
+
+
+@contextmanager
+def watch(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside the `with`, the dict fills with detached copies of the named submodules' outputs, from their first
+    call on.
+
+    The forward passes are somebody else's (a training step); nothing in them changes. Hooks are removed at the end.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, out: object) -> None:
+        if name not in seen and isinstance(out, Tensor):
+            seen[name] = out.detach().clone()
+
+    handles = [find(module, n).register_forward_hook(lambda _m, _i, out, n=n: keep(n, out)) for n in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
