@@ -15,6 +15,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -145,6 +146,17 @@ def train_judge(
         accuracy = _accuracy(Judge(net, 0.0, kind), held_images, held_labels)
         _save(path, net, accuracy)
     return Judge(net, accuracy, kind)
+
+
+def judge_of(train: Any, test: Any, classes: int, *, limit: int = 4000, folder: Path | None = None) -> Judge:
+    """The judge of a dataset: splits that give `image` and `label` for a tensor of positions; the first `limit` of
+    each.
+
+    It is up to the caller to `require()` its accuracy.
+    """
+    first, held = (split[torch.arange(min(limit, len(split)))] for split in (train, test))
+    parts = (first["image"], first["label"], held["image"], held["label"])
+    return train_judge(*parts, classes=classes, folder=folder)
 
 
 def _fit(

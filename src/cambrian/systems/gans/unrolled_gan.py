@@ -36,13 +36,13 @@ from torch import Tensor, nn
 
 from cambrian.data import images as pictures
 from cambrian.data.source import Source
-from cambrian.data.split import Batch, Data, Split
+from cambrian.data.split import Batch, Data
 from cambrian.engine.claims import Arm, Claim, Condition
 from cambrian.engine.config import config, option
 from cambrian.engine.recipe import Recipe, action, recipe
 from cambrian.engine.samples import Curves, Gallery, Images, Plot, Points, Table
 from cambrian.errors import CapabilityError, ConfigError
-from cambrian.metrics.judges import train_judge
+from cambrian.metrics.judges import REQUIRED_ACCURACY, judge_of
 from cambrian.metrics.modes import ModeCount, count_modes, counts_of, kl_to_uniform
 from cambrian.nn import flat
 from cambrian.nn.adversarial import (
@@ -151,6 +151,132 @@ def look_ahead(
     return value, flat.Layout.of(discriminator.parameters()).views(gradient)
 
 
+class Showing(Recipe[Config]):
+    """What a trained unrolled GAN measures and shows."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+
+    def _real(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        if self.data.kind == "points":
+            return batch["point"]
+        x = pictures.signed(batch["image"])
+        if not self.config.stack:
+            return x
+        order = [torch.randperm(len(x), generator=generator) for _ in range(3)]
+        return torch.cat([x[at.to(x.device)] for at in order], dim=1)
+
+    def _latent(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(count, self.config.latent, generator=generator).to(self.device)
+
+    def _count(self, made: Tensor) -> ModeCount:
+        return count_modes(made, torch.tensor(self.data.info["centres"]), self.data.info["deviation"], RADIUS)
+
+    def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
+        """On points, modes touched and covered (mean of the last looks) and the share of samples within 3 sd of a
+        mode.
+
+        On images with labels, modes reached of all classes (of 1,000 with `stack`) and KL to the uniform
+        distribution, by a judge; and the discriminator's accuracy on anything.
+        """
+        z = self._latent(self.config.looked_at, generator)
+        made = torch.cat([self.generator(part) for part in z.split(500)])
+        held = next(self.batches(split, 500))
+        logits = self.discriminator(torch.cat((real := self._real(held, generator), made[: len(real)])))
+        out = {"d_accuracy": float(discriminator_accuracy(logits[: len(real)], logits[len(real) :]))}
+        if self.data.kind != "points":
+            return out | self._judged(made.cpu())
+        now = self._count(made.cpu())
+        looks = self.extra["looks"][-LOOKS:]
+        touched = float(looks[:, 1].mean()) if len(looks) else float(now.touched)
+        return out | {"modes_touched": touched, "modes_covered": float(now.covered), "quality": now.quality}
+
+    def _judged(self, made: Tensor) -> dict[str, float]:
+        classes = len(self.data.info["classes"])
+        if classes < 2:
+            return {}
+        judge = judge_of(self.data.split("train"), self.data.split("test"), classes)
+        if judge.accuracy < REQUIRED_ACCURACY:
+            return {"judge_accuracy": judge.accuracy}  # too weak to count modes with
+        layers = made.add(1).div(2).split(1, dim=1) if self.config.stack else [made.add(1).div(2)]
+        digits = torch.stack([judge.probabilities(layer).argmax(1) for layer in layers], dim=1)
+        place = torch.tensor([classes**i for i in reversed(range(len(layers)))])
+        counts = counts_of((digits * place).sum(1), classes ** len(layers))
+        reached = float((counts > 0).sum())
+        return {"judge_accuracy": judge.accuracy, "modes_touched": reached, "kl_to_uniform": kl_to_uniform(counts)}
+
+    def sample(self, n: int, generator: torch.Generator) -> Plot | Images:
+        """Points: how the cloud moved while training, and now. Images: a sheet."""
+        made = self.generator(self._latent(n, generator)).cpu()
+        if self.data.kind != "points":
+            return Images(made.add(1).div(2))
+        return Plot(self._strips({f"K = {self.config.unroll}": (self.extra["strip"], made)}))
+
+    @action
+    def compare(self, seed: int = 0) -> Plot:
+        """Train the same GAN without unrolling (K = 0) for as many steps, and show both over time, one above the
+        other.
+        """
+        self._needs("points")
+        twin = type(self)(dataclasses.replace(self.config, unroll=0), data=self.data, seed=self.seed)
+        draw = torch.Generator().manual_seed(seed)
+        train = self.data.split("train")
+        with torch.enable_grad():
+            for twin.iteration in range(self.iteration):
+                twin.step(train[torch.randint(len(train), (self.config.batch,), generator=draw)])
+        with torch.no_grad():
+            mine, theirs = (r.generator(r._latent(400, draw)).cpu() for r in (self, twin))
+        label = f"K = {self.config.unroll}"
+        return Plot(self._strips({"K = 0": (twin.extra["strip"], theirs), label: (self.extra["strip"], mine)}))
+
+    @action
+    def curve(self) -> Curves:
+        """Modes touched and covered at each look."""
+        self._needs("points")
+        step, touched, covered = self.extra["looks"].T.tolist() if len(self.extra["looks"]) else ([], [], [])
+        return Curves({"touched": (step, touched), "within 3 sd": (step, covered)}, y="modes")
+
+    @action
+    def invert(self, n: int = 8, restarts: int = 3, steps: int = 40, seed: int = 0) -> Gallery:
+        """Find test samples in latent space by L-BFGS: each original above its reconstruction, and the mean
+        errors.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        x = self._real(self.data.split("test")[torch.arange(n)], draw)
+        z, error = invert(self.generator, x, prior=self._latent, generator=draw, restarts=restarts, steps=steps)
+        with torch.no_grad():
+            found = self.generator(z)
+            others = self.generator(self._latent(256, draw)).flatten(1)
+        table = Table.of([{"mean squared error": float(error.mean()), "diversity": float(torch.pdist(others).mean())}])
+        if self.data.kind == "points":
+            return Gallery({"errors": table, "inverted": Points(found, x)})
+        return Gallery({"errors": table, "inverted": Images(torch.cat((x, found)).add(1).div(2), columns=n)})
+
+    def _needs(self, kind: str) -> None:
+        if self.data.kind != kind:
+            raise CapabilityError(f"this action needs data of kind {kind}, the run has {self.data.kind}")
+
+    def _strips(self, rows: dict[str, tuple[Tensor, Tensor]]) -> Figure:
+        return strips(rows, torch.tensor(self.data.info["centres"]), self.config.steps)
+
+
+def strips(rows: dict[str, tuple[Tensor, Tensor]], centres: Tensor, steps: int) -> Figure:
+    """One row of scatter plots per run: five moments of its training, then `now`."""
+    from matplotlib.figure import Figure
+
+    limit = float(centres.abs().max()) * 1.5
+    figure = Figure(figsize=(2.0 * (PICTURES + 1), 2.15 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), PICTURES + 1, squeeze=False)
+    for line, (title, (strip, now)) in zip(axes, rows.items(), strict=True):
+        for i, (cell, cloud) in enumerate(zip(line, [*strip, *[now] * (PICTURES + 1 - len(strip))], strict=True)):
+            cell.scatter(*centres.T.numpy(), s=70, facecolors="none", edgecolors="tab:orange", linewidths=1.0)
+            cell.scatter(*cloud.T.numpy(), s=3, alpha=0.4, color="tab:blue", linewidths=0)
+            step = round((i + 1) * steps / PICTURES)
+            cell.set_title(f"{title}, " + (f"step {step}" if i < len(strip) else "now"), fontsize=8)
+            cell.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
+    return figure
+
+
 CLAIM = Claim(
     name="modes",
     statement="Unrolling the discriminator 5 steps keeps the generator from collapsing: on a ring of eight Gaussians "
@@ -168,7 +294,7 @@ CLAIM = Claim(
 
 
 @recipe("unrolled-gan", data="ring8")
-class UnrolledGANRecipe(Recipe[Config]):
+class UnrolledGANRecipe(Showing):
     """Trains G against a look-ahead D, and D by ordinary steps."""
 
     presets = {
@@ -212,7 +338,7 @@ class UnrolledGANRecipe(Recipe[Config]):
     # -- training -------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> dict[str, Tensor | float]:
-        x = self._real(batch)
+        x = self._real(batch, self.rng)
         fake = self.generator(self._latent(len(x), self.rng))
         value, d_gradients = look_ahead(
             self.discriminator,
@@ -241,18 +367,6 @@ class UnrolledGANRecipe(Recipe[Config]):
         follow = self.d_optim if isinstance(self.d_optim, torch.optim.Adam) else None
         return InnerAdam(self.config.inner_lr, (self.config.beta1, 0.999), follow=follow)
 
-    def _real(self, batch: Batch) -> Tensor:
-        if self.data.kind == "points":
-            return batch["point"]
-        x = pictures.signed(batch["image"])
-        if not self.config.stack:
-            return x
-        order = [torch.randperm(len(x), generator=self.rng) for _ in range(3)]
-        return torch.cat([x[at.to(x.device)] for at in order], dim=1)
-
-    def _latent(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(count, self.config.latent, generator=generator).to(self.device)
-
     @torch.no_grad()
     def _look(self) -> None:
         """Count modes now, and keep points for the picture at five moments of the run."""
@@ -264,110 +378,6 @@ class UnrolledGANRecipe(Recipe[Config]):
         if PICTURES * done // total > PICTURES * (done - 1) // total:
             self.extra["strip"] = torch.cat((self.extra["strip"], _rows(made, 400)[None]))
 
-    # -- what it shows --------------------------------------------------------------------------------------------
-
-    def _count(self, made: Tensor) -> ModeCount:
-        return count_modes(made, torch.tensor(self.data.info["centres"]), self.data.info["deviation"], RADIUS)
-
-    def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
-        """On points, modes touched and covered (mean of the last looks) and the share of samples within 3 sd of a
-        mode.
-
-        On images with labels, modes reached of all classes (of 1,000 with `stack`) and KL to the uniform
-        distribution, by a judge; and the discriminator's accuracy on anything.
-        """
-        z = self._latent(self.config.looked_at, generator)
-        made = torch.cat([self.generator(part) for part in z.split(500)])
-        held = next(self.batches(split, 500))
-        logits = self.discriminator(torch.cat((real := self._real(held), made[: len(real)])))
-        out = {"d_accuracy": float(discriminator_accuracy(logits[: len(real)], logits[len(real) :]))}
-        if self.data.kind != "points":
-            return out | self._judged(made.cpu())
-        now = self._count(made.cpu())
-        looks = self.extra["looks"][-LOOKS:]
-        touched = float(looks[:, 1].mean()) if len(looks) else float(now.touched)
-        return out | {"modes_touched": touched, "modes_covered": float(now.covered), "quality": now.quality}
-
-    def _judged(self, made: Tensor) -> dict[str, float]:
-        if len(self.data.info["classes"]) < 2:
-            return {}
-        train, test = (_whole(self.data.split(name)) for name in ("train", "test"))
-        classes = len(self.data.info["classes"])
-        judge = train_judge(train["image"], train["label"], test["image"], test["label"], classes=classes).require()
-        layers = made.add(1).div(2).split(1, dim=1) if self.config.stack else [made.add(1).div(2)]
-        digits = [judge.probabilities(layer).argmax(1) for layer in layers]
-        label = sum(digit * classes**place for place, digit in enumerate(reversed(digits)))
-        counts = counts_of(label, classes ** len(layers))
-        return {"modes_touched": float((counts > 0).sum()), "kl_to_uniform": kl_to_uniform(counts)}
-
-    def sample(self, n: int, generator: torch.Generator) -> Plot | Images:
-        """Points: how the cloud moved while training, and now. Images: a sheet."""
-        made = self.generator(self._latent(n, generator)).cpu()
-        if self.data.kind != "points":
-            return Images(made.add(1).div(2))
-        return Plot(self._figure({f"K = {self.config.unroll}": (self.extra["strip"], made)}))
-
-    @action
-    def compare(self, seed: int = 0) -> Plot:
-        """Train the same GAN without unrolling (K = 0) for as many steps, and show both over time, one above the
-        other.
-        """
-        self._needs("points")
-        twin = type(self)(dataclasses.replace(self.config, unroll=0), data=self.data, seed=self.seed)
-        draw = torch.Generator().manual_seed(seed)
-        for twin.iteration in range(self.iteration):
-            index = torch.randint(len(self.data.split("train")), (self.config.batch,), generator=draw)
-            twin.step(self.data.split("train")[index])
-        with torch.no_grad():
-            mine, theirs = (r.generator(r._latent(400, draw)).cpu() for r in (self, twin))
-        label = f"K = {self.config.unroll}"
-        return Plot(self._figure({"K = 0": (twin.extra["strip"], theirs), label: (self.extra["strip"], mine)}))
-
-    @action
-    def curve(self) -> Curves:
-        """Modes touched and covered at each look."""
-        self._needs("points")
-        step, touched, covered = self.extra["looks"].T.tolist() if len(self.extra["looks"]) else ([], [], [])
-        return Curves({"touched": (step, touched), "within 3 sd": (step, covered)}, y="modes")
-
-    @action
-    def invert(self, n: int = 8, restarts: int = 3, steps: int = 40, seed: int = 0) -> Gallery:
-        """Find test samples in latent space by L-BFGS: each original above its reconstruction, and the mean
-        errors.
-        """
-        x = self._real(self.data.split("test")[torch.arange(n)])
-        self.generator.eval()
-        draw = torch.Generator().manual_seed(seed)
-        z, error = invert(self.generator, x, prior=self._latent, generator=draw, restarts=restarts, steps=steps)
-        with torch.no_grad():
-            found = self.generator(z)
-            others = self.generator(self._latent(256, draw)).flatten(1)
-        table = Table.of([{"mean squared error": float(error.mean()), "diversity": float(torch.pdist(others).mean())}])
-        if self.data.kind == "points":
-            return Gallery({"errors": table, "inverted": Points(found, x)})
-        return Gallery({"errors": table, "inverted": Images(torch.cat((x, found)).add(1).div(2), columns=n)})
-
-    def _needs(self, kind: str) -> None:
-        if self.data.kind != kind:
-            raise CapabilityError(f"this action needs data of kind {kind}, the run has {self.data.kind}")
-
-    def _figure(self, rows: dict[str, tuple[Tensor, Tensor]]) -> Figure:
-        """One row of scatter plots per run: five moments of its training, then `now`."""
-        from matplotlib.figure import Figure
-
-        centres = torch.tensor(self.data.info["centres"])
-        limit = float(centres.abs().max()) * 1.5
-        figure = Figure(figsize=(2.0 * (PICTURES + 1), 2.15 * len(rows)), layout="constrained")
-        axes = figure.subplots(len(rows), PICTURES + 1, squeeze=False)
-        for line, (title, (strip, now)) in zip(axes, rows.items(), strict=True):
-            for i, (cell, cloud) in enumerate(zip(line, [*strip, *[now] * (PICTURES + 1 - len(strip))], strict=True)):
-                cell.scatter(*centres.T.numpy(), s=70, facecolors="none", edgecolors="tab:orange", linewidths=1.0)
-                cell.scatter(*cloud.T.numpy(), s=3, alpha=0.4, color="tab:blue", linewidths=0)
-                step = round((i + 1) * self.config.steps / PICTURES)
-                cell.set_title(f"{title}, " + (f"step {step}" if i < len(strip) else "now"), fontsize=8)
-                cell.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
-        return figure
-
 
 def _set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -377,7 +387,3 @@ def _set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tenso
 def _rows(x: Tensor, count: int) -> Tensor:
     """Exactly `count` rows of `x`, from the start again where it has fewer."""
     return x[torch.arange(count) % len(x)]
-
-
-def _whole(split: Split) -> Batch:
-    return split[torch.arange(len(split))]
