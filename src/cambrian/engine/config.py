@@ -30,7 +30,7 @@ def option(
 ) -> T:
     """A field of a configuration: its default, its one-line help and the values it takes (`low` and `high` are inclusive)."""
     metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices) if choices else None}
-    return typing.cast(T, dataclasses.field(default=default, metadata=metadata))
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
@@ -41,8 +41,9 @@ def config(cls: type[C]) -> type[C]:
     """
 
     def __post_init__(self: Any) -> None:
+        kinds = hints(cls)
         for item in dataclasses.fields(self):
-            value = _coerce(item, getattr(self, item.name), hints(type(self))[item.name])
+            value = _coerce(item, getattr(self, item.name), kinds[item.name])
             object.__setattr__(self, item.name, value)
         check = getattr(self, "check", None)
         if check is not None:
@@ -98,19 +99,24 @@ def _coerce(item: dataclasses.Field[Any], value: Any, kind: Any) -> Any:
         value = tuple(float(v) if isinstance(v, int) else v for v in typing.cast(tuple[Any, ...], value))
     if not any(_fits(value, k) for k in members):
         raise ConfigError(f"{item.name} must be {type_name(kind)}, not {value!r}")
+    members_of_value = typing.cast(tuple[Any, ...], value if isinstance(value, tuple) else (value,))
+    for number in members_of_value:
+        _check_range(item, number)
+    return typing.cast(Any, value)
+
+
+def _check_range(item: dataclasses.Field[Any], value: Any) -> None:
     low, high, choices = (item.metadata.get(k) for k in ("low", "high", "choices"))
-    for number in value if isinstance(value, tuple) else (value,):  # type: ignore[reportUnknownVariableType]
-        if isinstance(number, float) and math.isnan(number):
-            raise ConfigError(f"{item.name} must be a number, not nan")
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            if low is not None and number < low:
-                raise ConfigError(f"{item.name} must be at least {low}, not {number}")
-            if high is not None and number > high:
-                raise ConfigError(f"{item.name} must be at most {high}, not {number}")
-        if choices and number not in choices and number is not None:
-            near = nearest(str(number), [str(c) for c in choices])
-            raise ConfigError(f"{item.name} must be one of {', '.join(map(str, choices))}, not {number!r}{near}")
-    return value
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{item.name} must be a number, not nan")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if low is not None and value < low:
+            raise ConfigError(f"{item.name} must be at least {low}, not {value}")
+        if high is not None and value > high:
+            raise ConfigError(f"{item.name} must be at most {high}, not {value}")
+    if choices and value not in choices and value is not None:
+        near = nearest(str(value), [str(c) for c in choices])
+        raise ConfigError(f"{item.name} must be one of {', '.join(map(str, choices))}, not {value!r}{near}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -197,7 +203,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 def to_json(value: Any) -> dict[str, Any]:
     """A configuration as a JSON object (tuples become lists)."""
-    return {f.name: list(v) if isinstance(v := getattr(value, f.name), tuple) else v for f in dataclasses.fields(value)}
+    return {f.name: _listed(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _listed(value: Any) -> Any:
+    return list(typing.cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
 
 
 def from_json(cls: type[C], values: Mapping[str, Any]) -> C:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,10 @@ class Processes(SingleProcess):
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)  # type: ignore[reportUnknownMemberType]
         flat /= self.size
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        start = 0
+        for grad in grads:
+            grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+            start += grad.numel()
 
     def share(self, size: int) -> slice:
         """The contiguous part of a batch that this rank computes. Raises `ConfigError` unless it divides evenly."""
@@ -58,7 +60,7 @@ def join(device: str = "auto") -> tuple[SingleProcess, torch.device]:
     """The processes this one belongs to, and its device (`auto` = CUDA when there is one)."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         try:
-            from accelerate import Accelerator
+            from accelerate import Accelerator  # type: ignore[reportMissingTypeStubs]
         except ImportError:
             raise MissingExtraError("accelerate", "dist") from None
         accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
@@ -80,7 +82,7 @@ def pick(device: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def precision(kind: str, device: torch.device) -> Iterator[None]:
+def precision(kind: str, device: torch.device) -> Generator[None]:
     """Autocast for `bf16`; nothing for `fp32`."""
     if kind not in PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {kind!r}")

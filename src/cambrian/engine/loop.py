@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class Loop:
         return {name: tensor.to(self.recipe.device, non_blocking=True) for name, tensor in batch.items()}
 
     @contextlib.contextmanager
-    def random_state(self) -> Iterator[None]:
+    def random_state(self) -> Generator[None]:
         """Run with the loop's own torch generators in place of the global ones."""
         outside = _global_state()
         _set_global_state(self._random)
@@ -78,7 +78,7 @@ def as_floats(scalars: Scalars) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def inference(recipe: Recipe[Any], seed: int) -> Iterator[torch.Generator]:
+def inference(recipe: Recipe[Any], seed: int) -> Generator[torch.Generator]:
     """Evaluation mode without gradients, on random numbers of its own; gives the generator. Training state is untouched."""
     modes = {module: module.training for part in recipe.modules().values() for module in part.modules()}
     outside = _global_state()

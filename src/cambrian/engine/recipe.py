@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -103,8 +103,8 @@ class Recipe(Generic[C]):
         self.rng = torch.Generator().manual_seed(seed * 7919 + 1)
         self.extra: dict[str, Any] = {}
         self.iteration = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # type: ignore[reportUnknownMemberType]
+            torch.manual_seed(seed)  # type: ignore[reportUnknownMemberType]
             for method in self.methods:
                 method.attach(self)
             self.build(config, self.data)
@@ -223,10 +223,11 @@ class Recipe(Generic[C]):
         for name, part in vars(self).items():
             if name in ENGINE_OWNED or _is_stateful(part) or not isinstance(part, (list, tuple, dict)):
                 continue
-            values: Iterable[Any] = part.values() if isinstance(part, dict) else part  # type: ignore[reportUnknownVariableType]
+            held = cast(Any, part)
+            values: list[Any] = list(held.values()) if isinstance(part, dict) else list(held)
             if any(_is_stateful(value) for value in values):
                 raise ConfigError(
-                    f"{self.slug}: attribute {name!r} hides state inside a {type(part).__name__}, which no checkpoint would hold; "  # type: ignore[reportUnknownArgumentType]
+                    f"{self.slug}: attribute {name!r} hides state inside a {type(held).__name__}, which no checkpoint would hold; "
                     "use nn.ModuleList or nn.ModuleDict, or give each its own attribute"
                 )
 

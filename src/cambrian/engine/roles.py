@@ -80,13 +80,17 @@ class TrainingMethod(Method[C]):
 
     def wrap_optimiser(self, factory: Callable[..., Any]) -> Callable[..., Any]:
         """The factory that a recipe's optimisers go through."""
-        if type(self).optimiser is TrainingMethod.optimiser:
+        if not _overrides(self, "optimiser"):
             return factory
-        return lambda params, **settings: self.optimiser(factory, params, settings)
+
+        def make(params: list[Any], **settings: Any) -> Any:
+            return self.optimiser(factory, params, settings)
+
+        return make
 
     def wrap_objective(self, recipe: Recipe[Any], objective: Objective) -> Objective:
         """The objective that a supervised recipe minimises."""
-        if type(self).objective is TrainingMethod.objective:
+        if not _overrides(self, "objective"):
             return objective
         return lambda batch: self.objective(recipe, batch, objective)
 
@@ -94,6 +98,12 @@ class TrainingMethod(Method[C]):
         """For methods that wrap the objective: refuse recipes that have none."""
         if not hasattr(recipe, "composed_objective"):
             raise CapabilityError(f"{self.slug} changes a supervised loss, and {recipe.slug} has none")
+
+
+def _overrides(method: TrainingMethod[Any], name: str) -> bool:
+    mine: object = getattr(type(method), name)
+    base: object = getattr(TrainingMethod, name)
+    return mine is not base
 
 
 class Compressor(Method[C]):

@@ -10,10 +10,10 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -51,7 +51,7 @@ class RunSpec:
     ) -> Recipe[Any]:
         """A fresh recipe as specified."""
         cls = registry.load(self.slug, "recipe")
-        made = config if config is not None else from_json(config_type(cls), self.config)
+        made = config if config is not None else cast(Any, from_json(config_type(cls), self.config))
         data = cls.load_data(made, resolve(self.data, cls.default_data))
         chosen = device if device is not None else devices.pick(self.device)
         ways = methods.parse_all(self.methods, "training-method")
@@ -117,7 +117,7 @@ class Run:
         files.replace_json(self.path / "run.json", self.info)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> Generator[None]:
         """Hold the run for writing. Raises `RunError` when another process does."""
         with (self.path / "lock").open("a") as file:
             try:

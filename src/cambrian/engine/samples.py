@@ -269,7 +269,7 @@ class Gallery:
 def short(value: Any) -> str:
     """A number with four significant digits; anything else as text."""
     if isinstance(value, (float, np.floating)):
-        return f"{float(value):.4g}"
+        return f"{float(value):.4g}"  # type: ignore[reportUnknownArgumentType]
     return str(value)
 
 

@@ -34,7 +34,7 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors[path] = torch.from_numpy(np.ascontiguousarray(value))  # type: ignore[reportUnknownMemberType]
         return {"$array": path}
     if isinstance(value, np.generic):
-        value = value.item()
+        value = cast(Any, value.item())  # type: ignore[reportUnknownMemberType]
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _finish(job: Job) -> None:
 
 
 @contextlib.contextmanager
-def _reaped(jobs: Sequence[Job]) -> Iterator[None]:
+def _reaped(jobs: Sequence[Job]) -> Generator[None]:
     """Whatever happens, no child outlives the verify."""
     try:
         yield

@@ -90,7 +90,7 @@ def _remembering(init: Any) -> Any:
         if "_arguments" not in vars(self):
             bound = signature.bind(self, *args, **kwargs)
             bound.apply_defaults()
-            found = {k: v for k, v in list(bound.arguments.items())[1:]}
+            found = dict(list(bound.arguments.items())[1:])
             object.__setattr__(self, "_arguments", found)
         init(self, *args, **kwargs)
 
