@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -120,3 +122,11 @@ def test_wrong_arguments(name: str, arguments: dict[str, object], message: str) 
 def test_integer_pixels_are_refused() -> None:
     with pytest.raises(ShapeError, match="floating point"):
         zoo.SmallConv()(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_networks_are_saved_and_found_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = zoo.VGG(plan="A", size=32, classes=3, width=0.05, bn=True, mean=(0.4, 0.5, 0.6), std=(0.2,)).eval()
+    found = zoo.VGG.from_pretrained(model.save_pretrained(tmp_path))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(found(x), model(x))  # normalisation included

@@ -50,6 +50,21 @@ def window(image: Tensor, key: Tensor, size: tuple[int, int], stream: int = 2) -
     return image[sample, channel, rows, columns]
 
 
+def zoom(image: Tensor, key: Tensor, most: float, stream: int = 4) -> Tensor:
+    """Enlarge each image by a factor in [1, most] and cut a window of the old size at a random place (bilinear).
+
+    Scale jitter as in Simonyan and Zisserman 2015, section 3.1.1. `image` is floating point `[B, C, H, W]`.
+    """
+    _check(image, key)
+    draw = uniform(key, 3, stream=stream)
+    share = 1.0 / (1.0 + (most - 1.0) * draw[:, 0])  # of the picture that stays in view
+    centre = (2.0 * draw[:, 1:] - 1.0) * (1.0 - share)[:, None]
+    matrix = torch.zeros(len(image), 2, 3, device=image.device)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = share, share, centre
+    grid = functional.affine_grid(matrix.to(image.dtype), list(image.shape), align_corners=False)
+    return functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
 def colour_noise(image: Tensor, key: Tensor, basis: Tensor, std: float = 0.1, stream: int = 3) -> Tensor:
     """Add `basis @ (std * normal)` to every pixel of a sample: PCA colour noise, Krizhevsky et al. 2012, section 4.1.
 

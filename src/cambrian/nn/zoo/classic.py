@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError
+from cambrian.nn.hub import Pretrained
 from cambrian.nn.zoo.parts import Normalise, check_images, initialise, make_activation, scaled
 
 
-class LeNet(nn.Module):
+class LeNet(Pretrained, nn.Module):
     """Two 5x5 convolutions with 2x2 pooling, then fully connected layers.
 
     The default is the 431,080-parameter form that compression papers use (20 and 50 maps, 500 units, 28x28 grey);
@@ -51,7 +52,7 @@ class LeNet(nn.Module):
         return self.classifier(self.body(self.normalise(x)))
 
 
-class AlexNet(nn.Module):
+class AlexNet(Pretrained, nn.Module):
     """The one-tower AlexNet (Krizhevsky 2014, arXiv 1404.5997): five convolutions, three fully connected layers.
 
     61,100,840 parameters at 224x224 and 1,000 classes. `size=64, stem_stride=2` is the form for small images;
@@ -120,7 +121,7 @@ _NIN = {
 }
 
 
-class NiN(nn.Module):
+class NiN(Pretrained, nn.Module):
     """Network in Network (Lin, Chen, Yan 2013, arXiv 1312.4400): 1x1 convolutions after each, no FC layer.
 
     `layout` "cifar" (32x32, 966,986 parameters at 10 classes) or "imagenet" (224x224). Images may have any size that

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError
+from cambrian.nn.hub import Pretrained
 from cambrian.nn.zoo.parts import Normalise, check_images, initialise, scaled
 
 
@@ -37,7 +38,7 @@ class BasicBlock(nn.Module):
         return self.relu2(y + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Pretrained, nn.Module):
     """Stages of basic blocks, global average, one linear layer; the default is ResNet-18 for 32x32 images.
 
     `stem` "small" (3x3, no pooling) or "imagenet" (7x7 of stride 2 and pooling; 11,689,512 parameters at 1,000

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError, ShapeError
+from cambrian.nn.hub import Pretrained
 from cambrian.nn.zoo.parts import Normalise, check_images, initialise, make_activation
 
 
-class SmallConv(nn.Module):
+class SmallConv(Pretrained, nn.Module):
     """3x3 convolution, batch norm, ReLU, one block for each entry of `widths`; 2x2 pooling after the blocks in `pools`.
 
     Ends in the global average and one linear layer; images may have any size that survives the pooling.
@@ -51,7 +52,7 @@ class SmallConv(nn.Module):
         return self.classifier(self.body(self.normalise(x)))
 
 
-class MLP(nn.Module):
+class MLP(Pretrained, nn.Module):
     """Fully connected layers over the flattened input `[B, ...]` of `inputs` values -> logits `[B, K]`.
 
     `hidden=(300, 100)` on 784 inputs is LeNet-300-100 with 266,610 parameters. There is no normalisation unless `mean`

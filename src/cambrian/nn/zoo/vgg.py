@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError
+from cambrian.nn.hub import Pretrained
 from cambrian.nn.zoo.parts import Normalise, check_images, initialise, scaled
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -22,7 +23,7 @@ PLANS: dict[str, tuple[int, ...]] = {
 PAIRS = ("3x3", "5x5", "linear")
 
 
-class VGG(nn.Module):
+class VGG(Pretrained, nn.Module):
     """Images `[B, C, H, W]` in [0, 1] -> logits `[B, K]`.
 
     plan      A, A-LRN, B, C, D (16 layers) or E (19)
