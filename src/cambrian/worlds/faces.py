@@ -128,7 +128,7 @@ def landmarks(f: Factors) -> Tensor:
 def glasses_box(f: Factors) -> Tensor:
     """`[N, 4]`: left, top, right, bottom of where glasses are, or would be."""
     m = _measure(f)
-    half_width, half_height = m.eye_gap + 0.20, torch.full_like(m.eye_gap, 0.19)
+    half_width, half_height = m.eye_gap + 0.23, torch.full_like(m.eye_gap, 0.22)
     return torch.stack(
         (m.shift - half_width, m.eye_y - half_height, m.shift + half_width, m.eye_y + half_height), dim=1
     )

@@ -146,10 +146,11 @@ class Showing(Measuring):
     ) -> Gallery:
         """`plus - minus + other` on class names: three rows of 3 exemplars, the 3x3 result; with `expected`, how
         often the judge sees that class in latent and in pixel arithmetic."""
+        classes = [self._class(name) for name in (plus, minus, other, expected or other)]
         draw, pools = torch.Generator().manual_seed(seed), []
-        for name in (plus, minus, other):
+        for label in classes[:3]:
             prior = lambda count: self._latent(count, draw)  # noqa: E731
-            pools.append(_tools.exemplars(self._draw, prior, self.judge(), self._class(name), 12))
+            pools.append(_tools.exemplars(self._draw, prior, self.judge(), label, 12))
         chosen = [pool[:3] for pool in pools]
         self._best().eval()
         result = self._best().arithmetic(*chosen, generator=draw).cpu()
@@ -159,16 +160,17 @@ class Showing(Measuring):
         }
         if not expected:
             return Gallery(shown)
-        shares = _tools.arithmetic_trial(self._draw, pools, self.judge(), self._class(expected), triples, draw)
+        shares = _tools.arithmetic_trial(self._draw, pools, self.judge(), classes[3], triples, draw)
         row = {"expected": expected, "accepted in latent space": shares[0], "accepted in pixels": shares[1]}
         return Gallery({**shown, "trial": Table.of([row])})
 
     @action
     def turn(self, start: str, end: str, rows: int = 4, n: int = 7, strength: float = 1.0, seed: int = 0) -> Images:
         """Add the vector between the mean latents of two classes to other samples, from -strength to strength."""
+        ends = [self._class(name) for name in (start, end)]
         draw = torch.Generator().manual_seed(seed)
         prior = lambda count: self._latent(count, draw)  # noqa: E731
-        a, b = (_tools.exemplars(self._draw, prior, self.judge(), self._class(c), 12).mean(0) for c in (start, end))
+        a, b = (_tools.exemplars(self._draw, prior, self.judge(), label, 12).mean(0) for label in ends)
         z = self._latent(rows, draw)[:, None] + torch.linspace(-strength, strength, n)[None, :, None] * (b - a) / 2
         return Images(self._draw(z.flatten(0, 1)), columns=n)
 

@@ -1,0 +1,79 @@
+"""Scores at their analytic values, and against SciPy where there is no closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cambrian.errors import ShapeError
+from cambrian.metrics.classifier_score import classifier_score, frechet_distance, kernel_distance, mode_score
+
+
+def test_score_is_k_for_balanced_certainty_and_one_for_constant_rows() -> None:
+    certain = torch.eye(10).repeat(600, 1)
+    with pytest.warns(UserWarning, match="biased"):
+        assert classifier_score(certain, splits=2) == (pytest.approx(10.0, abs=1e-9), pytest.approx(0.0, abs=1e-9))
+    constant = torch.tensor([0.2, 0.5, 0.3]).expand(20_000, 3)
+    assert classifier_score(constant, splits=4)[0] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_score_equals_numpy_split_by_split() -> None:
+    p = torch.randn(40_000, 5, generator=torch.Generator().manual_seed(0)).softmax(1)
+    scores = []
+    for part in np.split(p.double().numpy(), 8):
+        scores.append(np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()))
+    mean, deviation = classifier_score(p, splits=8)
+    assert (mean, deviation) == (pytest.approx(np.mean(scores)), pytest.approx(np.std(scores)))
+
+
+def test_bad_probabilities_are_refused() -> None:
+    with pytest.raises(ShapeError, match="sum to 1"):
+        classifier_score(torch.ones(10, 3))
+    with pytest.raises(ShapeError, match="cannot be cut"):
+        classifier_score(torch.eye(3), splits=5)
+
+
+def test_mode_score_punishes_lost_modes_and_equals_the_plain_score_on_the_training_marginal() -> None:
+    everything, half = torch.eye(4).repeat(5, 1), torch.eye(4)[:2].repeat(10, 1)
+    even = torch.ones(4)
+    assert mode_score(everything, even) == pytest.approx(4.0)
+    # KL(p(y|x) || uniform) stays log 4, but the marginal is log 2 away from uniform
+    assert mode_score(half, even) == pytest.approx(2.0)
+    with pytest.raises(ShapeError, match="4 positive"):
+        mode_score(half, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+
+def test_frechet_distance_of_gaussians_and_against_scipy() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    b = (
+        torch.randn(300, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
+        + 1
+    )
+    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * linalg.sqrtm(ca @ cb).real)
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-8)
+    assert frechet_distance(a, a + 2.0) == pytest.approx(6 * 4.0)
+    assert frechet_distance(a, 3.0 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(4 * np.trace(ca))
+
+
+def test_kernel_distance_is_unbiased_and_equals_a_double_loop() -> None:
+    generator = torch.Generator().manual_seed(2)
+    a, b = torch.randn(7, 3, generator=generator), torch.randn(5, 3, generator=generator) + 1
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+        return float((x @ y / 3 + 1) ** 3)
+
+    within = [sum(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) for x in (a, b)]
+    across = sum(kernel(x, y) for x in a for y in b)
+    expected = within[0] / 42 + within[1] / 20 - 2 * across / 35
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-5)
+    same = [kernel_distance(*torch.randn(2, 60, 3, generator=generator)) for _ in range(200)]
+    assert abs(float(np.mean(same))) < 3 * float(np.std(same)) / math.sqrt(200)
+    with pytest.raises(ShapeError, match="N >= 2"):
+        kernel_distance(a[:1], b)
