@@ -40,6 +40,7 @@ from cambrian.inspect.results import Compression, Row
 from cambrian.inspect.size import compression_row, store, weight_names
 from cambrian.inspect.state import CompressionState
 from cambrian.inspect.target import Target
+from cambrian.systems.perception.vgg import SMALL_TARGET
 
 PORTIONS: dict[int, tuple[float, ...]] = {
     5: (0.5, 0.75, 0.875, 1.0),
@@ -311,7 +312,8 @@ class Config:
     partition: str = option("magnitude", "which weights are rounded first", choices=("magnitude", "random"))
     steps: int = option(60, "retraining steps per round", low=0)
     lr: float = option(0.005, "retraining rate", low=0.0)
-    target: str = option("laptop", "preset of the target network", choices=("smoke", "laptop", "paper"))
+    target_steps: int = option(600, "training steps of the network to be compressed", low=1)
+    data: str = option("photos", "embedded data of that network", choices=("photos", "glyphs"))
 
     def check(self) -> None:
         _check_portions(self.portions)
@@ -337,15 +339,15 @@ class INQStudy(Study[Config]):
     """Quantises a small trained network and measures it against the float network retrained for equally many steps."""
 
     presets = {
-        "smoke": Config(steps=4, portions=(0.5, 1.0), target="smoke"),
+        "smoke": Config(steps=4, portions=(0.5, 1.0), target_steps=40),
         "laptop": Config(),
-        "paper": Config(steps=2000, target="paper"),
+        "paper": Config(steps=2000, target_steps=10_000),
     }
     claims = (CLAIM,)
 
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
         c = self.config
-        target = _target(c.target, seed)
+        target = _target(c.data, c.target_steps, seed)
         progress(1, 3)
         portions = (1.0,) if c.method != "inq" else c.portions or PORTIONS.get(c.bits, PORTIONS[5])
         rounds = len(portions) - 1 if c.method == "inq" else len(PORTIONS.get(c.bits, PORTIONS[5])) - 1
@@ -370,7 +372,5 @@ class INQStudy(Study[Config]):
         return Measurement(metrics, Curves({"accuracy over portions": line}), notes={"rounds": rows})
 
 
-def _target(preset: str, seed: int) -> Target:
-    from cambrian.systems.perception.vgg import SMALL_TARGET
-
-    return trained("vgg", preset=preset, overrides=SMALL_TARGET, seed=seed).target()
+def _target(data: str, steps: int, seed: int) -> Target:
+    return trained("vgg", data=data, overrides={**SMALL_TARGET, "steps": steps}, seed=seed).target()

@@ -43,6 +43,7 @@ from cambrian.systems.explain.linear_probes.model import (
     reinitialised,
     spearman,
 )
+from cambrian.systems.perception.vgg import SMALL_TARGET
 
 # -- explain ---------------------------------------------------------------------------------------------------------
 
@@ -233,7 +234,8 @@ class Config:
     network: str = option("trained", "depth: which weights", choices=("trained", "untrained"))
     supervised: bool = option(False, "bypass: auxiliary losses on the bypassed layers")
     steps: int = option(400, "bypass: training steps", low=1)
-    target: str = option("laptop", "depth: preset of the target network", choices=("smoke", "laptop", "paper"))
+    target_steps: int = option(600, "depth: training steps of the probed network", low=1)
+    data: str = option("photos", "embedded data of that network", choices=("photos", "glyphs"))
     samples: int | None = option(2000, "samples per split (None: all)", low=10)
 
 
@@ -273,9 +275,9 @@ class ProbeStudy(Study[Config]):
     """Probes a trained and an untrained network over depth; or both sides of the junction of a bypassed network."""
 
     presets = {
-        "smoke": Config(target="smoke", samples=200, steps=20),
+        "smoke": Config(target_steps=40, samples=200, steps=20),
         "laptop": Config(),
-        "paper": Config(target="paper", samples=None, steps=2000),
+        "paper": Config(target_steps=10_000, samples=None, steps=2000),
     }
     claims = (DEPTH, BYPASS)
 
@@ -286,9 +288,8 @@ class ProbeStudy(Study[Config]):
         return Measurement(metrics, Curves({"probe test error": line}), notes={"layers": rows})
 
     def _depth(self, seed: int) -> tuple[list[Row], dict[str, float]]:
-        from cambrian.systems.perception.vgg import SMALL_TARGET
-
-        target = trained("vgg", preset=self.config.target, overrides=SMALL_TARGET, seed=seed).target()
+        overrides = {**SMALL_TARGET, "steps": self.config.target_steps}
+        target = trained("vgg", data=self.config.data, overrides=overrides, seed=seed).target()
         if self.config.network == "untrained":
             target = copy.copy(target)
             target.module = reinitialised(target.module, seed + 1000)
