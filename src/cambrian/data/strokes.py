@@ -59,7 +59,6 @@ def load(
         found = _from_npz(file, seed) if file.suffix == ".npz" else _from_ndjson(file, epsilon, limit, seed)
         for (word, split), records in found.items():
             parts[split] += [(word, record) for record in records]
-    check(str(path), [record for split in SPLITS for _, record in parts[split]])
     return assemble(path.name, parts, max_length=max_length, source=str(path))
 
 
@@ -111,9 +110,9 @@ def check_record(where: str, record: np.ndarray) -> np.ndarray:
         raise DataError(f"{where} holds no point; remove it")
     if record.dtype.kind == "f" and not np.isfinite(record).all():
         raise DataError(f"{where} holds NaN or infinity; repair or remove it")
-    if not np.isin(record[:, 2], (0, 1)).all():
-        odd = record[~np.isin(record[:, 2], (0, 1)), 2][0]
-        raise DataError(f"{where} has pen state {odd}; only 0 (down) and 1 (lifted after this point) are known")
+    odd = record[(record[:, 2] != 0) & (record[:, 2] != 1), 2]
+    if len(odd):
+        raise DataError(f"{where} has pen state {odd[0]}; only 0 (down) and 1 (lifted after this point) are known")
     if record.dtype.kind == "f":
         record = np.round(record)
     return record.clip(-32000, 32000).astype(np.int16)
@@ -140,6 +139,7 @@ def _from_npz(file: Path, seed: int) -> dict[tuple[str, str], Records]:
         raise DataError(
             f"{file} holds {', '.join(arrays) or 'nothing'}; train, valid and test, or strokes and offsets, are needed"
         )
+    check(str(file), [record for records in found.values() for record in records])
     return {(word, split): records for split, records in _complete(str(file), found, seed).items()}
 
 

@@ -38,10 +38,10 @@ class Config:
     """Options of sketch-rnn."""
 
     steps: int = option(500, "training steps", low=1)
-    batch: int = option(64, "drawings per step", low=2)
+    batch: int = option(32, "drawings per step", low=2)
     conditional: bool = option(True, "read the drawing into z; off: the decoder alone")
     cell: str = option("lstm", "decoder's cell", choices=("lstm", "layernorm", "hyper"))
-    latent: int = option(32, "Z, latent size", low=1)
+    latent: int = option(64, "Z, latent size", low=1)
     encoder: int = option(96, "LSTM width per direction of the encoder", low=1)
     decoder: int = option(192, "LSTM width of the decoder", low=1)
     mixtures: int = option(10, "M, Gaussians per point", low=1)
@@ -86,7 +86,7 @@ class SketchRNNRecipe(Recipe[Config]):
     """Trains the sequence VAE; drawings are finished, blended and added by its actions."""
 
     presets = {
-        "smoke": Config(steps=40, batch=32, encoder=32, decoder=64, latent=16, mixtures=5, world_size=400),
+        "smoke": Config(steps=40, encoder=32, decoder=64, latent=16, mixtures=5, world_size=400),
         "laptop": Config(),
         "paper": Config(
             steps=200_000, batch=100, latent=128, encoder=256, decoder=512, mixtures=20, kl_rate=0.99995, max_length=250
@@ -266,7 +266,7 @@ class SketchRNNRecipe(Recipe[Config]):
             generator=generator,
             reference_temperature=self.config.reference_temperature,
         )
-        return [polylines_to_svg(stroke3_to_polylines(stroke5_to_stroke3(one))) for one in made]
+        return [polylines_to_svg(stroke3_to_polylines(self._pixels(one))) for one in made]
 
     @torch.no_grad()
     def _finish(self, prefix: Tensor, temperature: float, generator: torch.Generator) -> str:
@@ -276,12 +276,16 @@ class SketchRNNRecipe(Recipe[Config]):
         x = self._stroke5(prefix[None].to(self.device), lengths)
         z = self.model.encode(x, lengths).mean if self.config.conditional else None
         made = self.model.generate(z, temperature=temperature, generator=generator, prefix=x[:, : len(prefix)])
-        strokes = stroke5_to_stroke3(made[0])
+        strokes = self._pixels(made[0])
         strokes[len(prefix) - 1, 2] = 1.0  # only for the picture: what is new begins a line of another colour
         lines, begun = stroke3_to_polylines(strokes), int((strokes[: len(prefix), 2] > 0.5).sum())
         if begun < len(lines) and prefix[-1, 2] < 0.5:
             lines[begun] = np.concatenate((lines[begun - 1][-1:], lines[begun]))
         return polylines_to_svg(lines, marked=begun)
+
+    def _pixels(self, drawing: Tensor) -> np.ndarray:
+        """stroke-5 [T, 5] of the model as stroke-3 [n, 3] in pixels."""
+        return stroke5_to_stroke3(drawing) * np.array((self.model.scale, self.model.scale, 1.0), np.float32)
 
     def _from_svg(self, path: Path) -> Tensor:
         """The strokes of an SVG file as stroke-3 [k, 3], simplified, and scaled to the size of the training drawings."""
