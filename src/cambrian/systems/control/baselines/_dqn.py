@@ -25,7 +25,13 @@ class FastValues:
     """Online and target network through numpy: vector observations on the CPU."""
 
     def __init__(self, online: QNetwork, target: QNetwork) -> None:
+        self.flats = _fast.Flat(online), _fast.Flat(target)
         self.online, self.target = (self._wrap(net) for net in (online, target))
+
+    @property
+    def flat(self) -> _fast.Flat:
+        """The online network's memory."""
+        return self.flats[0]
 
     @staticmethod
     def _wrap(net: QNetwork) -> _fast.DuellingDense:
@@ -34,6 +40,8 @@ class FastValues:
 
     def refresh(self) -> None:
         """Find the parameters' memory again."""
+        for flat in self.flats:
+            flat.attach()
         self.online.refresh()
         self.target.refresh()
 

@@ -17,54 +17,87 @@ import numpy as np
 import torch
 from torch import nn
 
+from cambrian.nn.flat import Layout, share
+
 Array = np.ndarray[Any, Any]
+Batch = dict[str, Array]
+
+
+class Flat:
+    """A network whose parameters are views of one vector and whose gradients are views of another.
+
+    The optimiser then updates, and the clip measures, one tensor instead of a dozen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+        self.vector = nn.Parameter(share(self.parameters))
+        self.vector.grad = torch.zeros_like(self.vector)
+        self.gradients = Layout.of(self.parameters).views(self.vector.grad)
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the gradients' memory back in place, after something set `.grad` to None."""
+        for parameter, gradient in zip(self.parameters, self.gradients):
+            parameter.grad = gradient
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Memory of one linear layer, its gradients', and the activation after it."""
+
+    weight: Array
+    bias: Array
+    weight_grad: Array
+    bias_grad: Array
+    activation: str
 
 
 class Dense:
-    """A `nn.Sequential` of Linear, Tanh and ReLU layers that shares its parameters' memory; gradients land in `.grad`."""
+    """A `nn.Sequential` of Linear, Tanh and ReLU layers whose parameters and gradients have memory (see `Flat`) that it shares."""
 
     def __init__(self, net: nn.Sequential) -> None:
         modules = list(net)
-        after = [*modules[1:], None]
-        linear = [
-            (m, {nn.Tanh: "tanh", nn.ReLU: "relu"}.get(type(a), "none"))
-            for m, a in zip(modules, after)
-            if isinstance(m, nn.Linear)
-        ]
-        self.modules = linear
+        kinds = {nn.Tanh: "tanh", nn.ReLU: "relu"}
+        following = [kinds.get(type(m), "none") for m in modules[1:]] + ["none"]
+        self.linear = [(m, kind) for m, kind in zip(modules, following) if isinstance(m, nn.Linear)]
         self.inputs: list[Array] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """Find the parameters' memory again; needed after something has replaced a tensor rather than written into it."""
-        self.layers = [(m, m.weight.detach().numpy(), m.bias.detach().numpy(), kind) for m, kind in self.modules]
+        """Find the memory again; needed after something has replaced a tensor rather than written into it."""
+        self.layers: list[Layer] = []
+        for module, kind in self.linear:
+            parts = (module.weight.detach(), module.bias.detach(), module.weight.grad, module.bias.grad)
+            self.layers.append(Layer(*(part.numpy() for part in parts if part is not None), kind))
 
     def __call__(self, x: Array) -> Array:
         """[n, D] -> [n, out]; keeps what `backward` needs."""
         self.inputs = [x]
-        for _, weight, bias, kind in self.layers:
-            x = x @ weight.T
-            x += bias
-            if kind == "tanh":
+        for layer in self.layers:
+            x = x @ layer.weight.T
+            x += layer.bias
+            if layer.activation == "tanh":
                 np.tanh(x, out=x)
-            elif kind == "relu":
+            elif layer.activation == "relu":
                 np.maximum(x, 0, out=x)
             self.inputs.append(x)
         return x
 
     def backward(self, gradient: Array, *, to_input: bool = False) -> Array | None:
-        """Set the parameters' gradients from that of the output [n, out]; return that of the input [n, D] if asked."""
+        """Write the parameters' gradients from that of the output [n, out]; return that of the input [n, D] if asked."""
         for i in range(len(self.layers) - 1, -1, -1):
-            module, weight, _, kind = self.layers[i]
-            out = self.inputs[i + 1]
-            if kind == "tanh":
-                gradient = gradient * (1 - out * out)
-            elif kind == "relu":
+            layer, out = self.layers[i], self.inputs[i + 1]
+            if layer.activation == "tanh":
+                slope = out * out
+                np.subtract(1, slope, out=slope)
+                gradient = np.multiply(gradient, slope, out=slope)
+            elif layer.activation == "relu":
                 gradient = gradient * (out > 0)
-            module.weight.grad = torch.from_numpy(gradient.T @ self.inputs[i])
-            module.bias.grad = torch.from_numpy(gradient.sum(0))
+            np.matmul(gradient.T, self.inputs[i], out=layer.weight_grad)
+            np.add.reduce(gradient, 0, out=layer.bias_grad)
             if i or to_input:
-                gradient = gradient @ weight
+                gradient = gradient @ layer.weight
         return gradient if to_input else None
 
 
@@ -112,97 +145,101 @@ class Objective:
 
 @dataclass
 class HeadGradients:
-    """Loss terms (means over the batch) and the gradients of the total loss at the network's outputs."""
+    """Gradients of the total loss at the network's outputs, and the terms of the loss (means over the batch) if asked for."""
 
     head: Array  # [n, A]
     value: Array  # [n]
-    log_std: Array | None  # [A]
-    scalars: dict[str, float]
+    log_std: Array | None = None  # [A]
+    scalars: dict[str, float] | None = None
 
 
 def log_softmax(logits: Array) -> Array:
     """[n, A] -> log probabilities."""
-    shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    shifted = logits - np.maximum.reduce(logits, 1, keepdims=True)
+    shifted -= np.log(np.add.reduce(np.exp(shifted), 1, keepdims=True))
+    return shifted
 
 
-def surrogate_gradient(ratio: Array, advantage: Array, clip: float | None) -> tuple[float, Array, float]:
-    """PPO's policy loss, its gradient in log pi(a|s) [n], and the share of samples beyond the clip."""
-    bare = ratio * advantage
-    if clip is None:
-        return -float(bare.mean()), -bare / len(bare), 0.0
-    outside = np.abs(ratio - 1) > clip
-    kept = np.minimum(bare, np.clip(ratio, 1 - clip, 1 + clip) * advantage)
-    active = (bare <= kept) | ~outside
-    return -float(kept.mean()), -bare * active / len(bare), float(np.count_nonzero(outside)) / len(bare)
+def surrogate_gradient(ratio: Array, advantage: Array, clip: float | None) -> Array:
+    """Gradient [n] of PPO's policy loss in log pi(a|s): zero where the clipped term is the smaller one."""
+    pull = ratio * advantage
+    pull *= -1 / len(ratio)
+    if clip is not None:
+        pull *= np.where(advantage > 0, ratio <= 1 + clip, ratio >= 1 - clip)
+    return pull
 
 
-def value_gradient(value: Array, batch: dict[str, Array], clip: float | None) -> tuple[float, Array]:
-    """Half the mean squared error (or its clipped form) and its gradient in the values [n]."""
+def value_gradient(value: Array, batch: Batch, clip: float | None) -> Array:
+    """Gradient [n] in the values of half the mean squared error, or of its clipped form."""
     error = value - batch["returns"]
-    if clip is None:
-        return 0.5 * float((error * error).mean()), error / len(error)
-    moved = value - batch["values"]
-    kept = batch["values"] + np.clip(moved, -clip, clip) - batch["returns"]
-    plain = error * error >= kept * kept
-    gradient = np.where(plain, error, np.where(np.abs(moved) <= clip, kept, 0))
-    return 0.5 * float(np.maximum(error * error, kept * kept).mean()), gradient.astype(value.dtype) / len(error)
+    if clip is not None:
+        moved = value - batch["values"]
+        kept = batch["values"] + np.clip(moved, -clip, clip) - batch["returns"]
+        error = np.where(error * error >= kept * kept, error, np.where(np.abs(moved) <= clip, kept, 0))
+    return error * np.float32(1 / len(error))
 
 
-def categorical_gradients(head: Array, value: Array, batch: dict[str, Array], goal: Objective) -> HeadGradients:
-    """For logits [n, A]; `batch` holds action, log_prob, head (all old), advantage, returns, values, each [n, ...]."""
-    n, row = len(head), np.arange(len(head))
+def categorical_gradients(
+    head: Array, value: Array, batch: Batch, goal: Objective, *, report: bool = False
+) -> HeadGradients:
+    """For logits [n, A]; `batch` holds action, log_prob, head (log probabilities; all old), advantage, returns, values."""
+    n, row, action = len(head), np.arange(len(head)), batch["action"]
     log_p = log_softmax(head)
     p = np.exp(log_p)
-    ratio = np.exp(log_p[row, batch["action"]] - batch["log_prob"])
-    policy_loss, pull, clipped = surrogate_gradient(ratio, batch["advantage"], goal.clip)
-    gradient = -p * pull[:, None]
-    gradient[row, batch["action"]] += pull
-    entropy = -(p * log_p).sum(1)
+    ratio = np.exp(log_p[row, action] - batch["log_prob"])
+    pull = surrogate_gradient(ratio, batch["advantage"], goal.clip)
+    gradient = p * -pull[:, None]
+    gradient[row, action] += pull
+    entropy = -np.add.reduce(p * log_p, 1) if goal.entropy or report else None
     if goal.entropy:
+        assert entropy is not None
         gradient += (goal.entropy / n) * p * (log_p + entropy[:, None])
-    old = log_softmax(batch["head"])
-    kl = float((np.exp(old) * (old - log_p)).sum(1).mean())
     if goal.beta:
-        gradient += (goal.beta / n) * (p - np.exp(old))
-    value_loss, pull_value = value_gradient(value, batch, goal.value_clip)
-    scalars = _scalars(policy_loss, value_loss, float(entropy.mean()), kl, clipped, goal)
-    return HeadGradients(gradient, goal.value * pull_value, None, scalars)
+        gradient += (goal.beta / n) * (p - np.exp(batch["head"]))
+    found = HeadGradients(gradient, goal.value * value_gradient(value, batch, goal.value_clip))
+    if report:
+        assert entropy is not None
+        kl = float((np.exp(batch["head"]) * (batch["head"] - log_p)).sum(1).mean())
+        found.scalars = _scalars(ratio, value, batch, goal, float(entropy.mean()), kl)
+    return found
 
 
 def gaussian_gradients(
-    head: Array, log_std: Array, value: Array, batch: dict[str, Array], goal: Objective
+    head: Array, log_std: Array, value: Array, batch: Batch, goal: Objective, *, report: bool = False
 ) -> HeadGradients:
     """For means [n, A] and log standard deviations [A]; `batch` also holds old_log_std [A]."""
-    n = len(head)
-    z = (batch["action"] - head) * np.exp(-log_std)
-    log_prob = -(0.5 * z * z + log_std).sum(1) - 0.5 * math.log(2 * math.pi) * head.shape[1]
+    n, inverse = len(head), np.exp(-log_std)
+    z = (batch["action"] - head) * inverse
+    log_prob = -np.add.reduce(0.5 * z * z + log_std, 1) - 0.5 * math.log(2 * math.pi) * head.shape[1]
     ratio = np.exp(log_prob - batch["log_prob"])
-    policy_loss, pull, clipped = surrogate_gradient(ratio, batch["advantage"], goal.clip)
-    gradient = pull[:, None] * z * np.exp(-log_std)
-    spread = (pull[:, None] * (z * z - 1)).sum(0) - goal.entropy
-    shift = head - batch["head"]
-    old, precision = batch["old_log_std"], np.exp(-2 * log_std)
-    second = (np.exp(2 * old) + shift * shift) * precision
-    kl = float((0.5 * (second - 1) + log_std - old).sum(1).mean())
-    if goal.beta:
-        gradient += (goal.beta / n) * shift * precision
-        spread += goal.beta * (1 - second).mean(0)
-    value_loss, pull_value = value_gradient(value, batch, goal.value_clip)
-    entropy = float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum())
-    scalars = _scalars(policy_loss, value_loss, entropy, kl, clipped, goal)
-    return HeadGradients(gradient, goal.value * pull_value, spread.astype(head.dtype), scalars)
+    pull = surrogate_gradient(ratio, batch["advantage"], goal.clip)
+    gradient = pull[:, None] * z * inverse
+    spread = np.add.reduce(pull[:, None] * (z * z - 1), 0) - goal.entropy
+    shift, old = head - batch["head"], batch["old_log_std"]
+    if goal.beta or report:
+        second = (np.exp(2 * old) + shift * shift) * (inverse * inverse)
+        if goal.beta:
+            gradient += (goal.beta / n) * shift * (inverse * inverse)
+            spread += goal.beta * (1 - second).mean(0)
+    found = HeadGradients(gradient, goal.value * value_gradient(value, batch, goal.value_clip), spread)
+    if report:
+        kl = float((0.5 * (second - 1) + log_std - old).sum(1).mean())
+        entropy = float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum())
+        found.scalars = _scalars(ratio, value, batch, goal, entropy, kl)
+    return found
 
 
-def _scalars(
-    policy_loss: float, value_loss: float, entropy: float, kl: float, clipped: float, goal: Objective
-) -> dict[str, float]:
+def _scalars(ratio: Array, value: Array, batch: Batch, goal: Objective, entropy: float, kl: float) -> dict[str, float]:
+    """The terms of the loss, for the log."""
+    advantage, error = batch["advantage"], (value - batch["returns"]) ** 2
+    kept, outside = ratio * advantage, 0.0
+    if goal.clip is not None:
+        kept = np.minimum(kept, np.clip(ratio, 1 - goal.clip, 1 + goal.clip) * advantage)
+        outside = float((np.abs(ratio - 1) > goal.clip).mean())
+    if goal.value_clip is not None:
+        moved = np.clip(value - batch["values"], -goal.value_clip, goal.value_clip)
+        error = np.maximum(error, (batch["values"] + moved - batch["returns"]) ** 2)
+    policy_loss, value_loss = -float(kept.mean()), 0.5 * float(error.mean())
     loss = policy_loss + goal.value * value_loss - goal.entropy * entropy + goal.beta * kl
-    return {
-        "loss": loss,
-        "policy_loss": policy_loss,
-        "value_loss": value_loss,
-        "entropy": entropy,
-        "kl": kl,
-        "clip_share": clipped,
-    }
+    terms = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl, "clip_share": outside}
+    return {"loss": loss, **terms}

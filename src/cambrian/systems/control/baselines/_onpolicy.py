@@ -7,7 +7,7 @@ Shapes: T steps, B environments, A actions or action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +68,18 @@ class FastActor:
 
     def __init__(self, model: ActorCritic, generator: torch.Generator) -> None:
         self.model, self.generator = model, generator
+        self.flat = _fast.Flat(model)
         self.actor, self.critic = _fast.Dense(model.actor), _fast.Dense(model.critic)
+
+    def refresh(self) -> None:
+        """Find the parameters' memory again."""
+        self.flat.attach()
+        self.actor.refresh()
+        self.critic.refresh()
 
     def start(self, horizon: int, envs: int) -> None:
         """Draw the noise of `horizon` steps."""
-        self.actor.refresh()
-        self.critic.refresh()
+        self.refresh()
         if self.model.log_std is None:
             self.noise = torch.rand(horizon, envs, 1, generator=self.generator).numpy()
         else:
@@ -160,13 +166,6 @@ def iterate(run: BaselinesRecipe) -> dict[str, Any]:
     return scalars
 
 
-def minibatches(run: BaselinesRecipe, size: int) -> Iterator[Tensor]:
-    """Positions of every minibatch of every epoch, each epoch in a new random order."""
-    count = run.settings.minibatch or size
-    for _ in range(run.settings.epochs):
-        yield from torch.randperm(size, generator=run.rng).split(count)
-
-
 def learn(run: BaselinesRecipe, flat: dict[str, Tensor], log_std: Tensor | None) -> dict[str, Any]:
     """All epochs over the rollout; scalars are means over the last epoch."""
     config = run.settings
@@ -177,9 +176,14 @@ def learn(run: BaselinesRecipe, flat: dict[str, Tensor], log_std: Tensor | None)
     )  # fmt: skip
     size = len(flat["log_prob"])
     update = FastUpdate(run, flat, log_std, goal) if run.fast else TorchUpdate(run, flat, log_std, goal)
-    rows = [update(index) for index in minibatches(run, size)]
-    last = rows[-(len(rows) // config.epochs) :]
-    return {name: float(np.mean([float(row[name]) for row in last])) for name in last[0]}
+    rows: list[dict[str, Any]] = []
+    for epoch in range(config.epochs):
+        last = epoch == config.epochs - 1
+        for index in torch.randperm(size, generator=run.rng).split(config.minibatch or size):
+            scalars = update(index, last)
+            if last and scalars is not None:
+                rows.append(scalars)
+    return {name: float(np.mean([float(row[name]) for row in rows])) for name in rows[0]}
 
 
 class FastUpdate:
@@ -191,30 +195,37 @@ class FastUpdate:
         assert isinstance(run.model, ActorCritic) and isinstance(run.actor, FastActor)
         self.run, self.model, self.nets, self.goal = run, run.model, run.actor, goal
         self.flat = {name: tensor.numpy() for name, tensor in flat.items()}
-        self.log_std = None if log_std is None else log_std.numpy()
+        self.normalise = run.settings.normalise_advantage
+        if log_std is None:
+            self.flat["head"] = _fast.log_softmax(self.flat["head"])
+        else:
+            self.old_log_std = log_std.numpy()
 
-    def __call__(self, index: Tensor) -> dict[str, float]:
+    def __call__(self, index: Tensor, report: bool) -> dict[str, float] | None:
         place = index.numpy()
         batch = {name: column[place] for name, column in self.flat.items()}
-        advantage = batch["advantage"]
-        if self.run.settings.normalise_advantage and len(advantage) > 1:
-            batch["advantage"] = (advantage - advantage.mean()) / (advantage.std(ddof=1) + 1e-8)
-        nets = self.nets
+        if self.normalise and len(place) > 1:
+            advantage = batch["advantage"]
+            centred = advantage - advantage.mean()
+            spread = math.sqrt(float(centred @ centred) / (len(centred) - 1))
+            batch["advantage"] = centred * np.float32(1 / (spread + 1e-8))
+        nets, goal = self.nets, self.goal
+        report = report or bool(self.run.methods)
         head, value = nets.actor(batch["obs"]), nets.critic(batch["obs"])[:, 0]
         if self.model.log_std is None:
-            found = _fast.categorical_gradients(head, value, batch, self.goal)
+            found = _fast.categorical_gradients(head, value, batch, goal, report=report)
         else:
-            assert self.log_std is not None and self.model.log_std is not None
-            batch["old_log_std"] = self.log_std
-            found = _fast.gaussian_gradients(head, self.model.log_std.detach().numpy(), value, batch, self.goal)
-            assert found.log_std is not None
-            self.model.log_std.grad = torch.from_numpy(found.log_std)
+            batch["old_log_std"] = self.old_log_std
+            log_std = self.model.log_std.detach().numpy()
+            found = _fast.gaussian_gradients(head, log_std, value, batch, goal, report=report)
+            assert self.model.log_std.grad is not None and found.log_std is not None
+            self.model.log_std.grad.numpy()[...] = found.log_std
         nets.actor.backward(found.head)
         nets.critic.backward(found.value[:, None])
-        self.run.apply_gradients(self.run.optim, loss=found.scalars["loss"], clip_norm=self.run.settings.clip_norm)
+        loss = found.scalars["loss"] if found.scalars else None
+        self.run.apply_gradients(self.run.optim, loss=loss, clip_norm=self.run.settings.clip_norm)
         if self.run.methods:
-            nets.actor.refresh()
-            nets.critic.refresh()
+            nets.refresh()
         return found.scalars
 
 
@@ -229,7 +240,7 @@ class TorchUpdate:
         self.flat = {name: tensor.to(run.device) for name, tensor in flat.items()}
         self.log_std = None if log_std is None else log_std.to(run.device)
 
-    def __call__(self, index: Tensor) -> dict[str, Any]:
+    def __call__(self, index: Tensor, report: bool) -> dict[str, Any]:
         place = index.to(self.run.device)
         batch = {name: column[place] for name, column in self.flat.items()}
         loss, scalars = self.objective(batch)

@@ -177,9 +177,16 @@ class BaselinesRecipe(Recipe[Config]):
         self.optim = self._adam(eps=1e-8)
 
     def _adam(self, *, eps: float) -> Any:
-        # One fused kernel for all parameters; a training method that brings its own optimiser knows no such setting.
+        # One fused kernel; a training method that brings its own optimiser knows no such setting.
         extra = {} if self.methods else {"fused": True}
-        return self.optimiser(torch.optim.Adam, self.model.parameters(), lr=self.settings.lr, eps=eps, **extra)
+        return self.optimiser(torch.optim.Adam, self._trained(), lr=self.settings.lr, eps=eps, **extra)
+
+    def _trained(self) -> list[Tensor]:
+        """What the optimiser updates: one vector on the fast path, unless a training method wants to see the parameters."""
+        nets = self.actor if self.values is None else self.values
+        if self.methods or nets is None or isinstance(nets, _onpolicy.TorchActor):
+            return list(self.model.parameters())
+        return [nets.flat.vector]
 
     def step(self, batch: Batch) -> Scalars:
         """Collect and learn; `batch` is empty."""
