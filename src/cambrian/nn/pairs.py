@@ -99,7 +99,7 @@ class PairSum(nn.Module):
 
 
 class _Workspace:
-    """Buffers that one forward pass fills and its backward pass gives back; a second forward before that gets its own."""
+    """Keeps the buffers of the last graph that was freed, for the next forward pass of the same size."""
 
     def __init__(self) -> None:
         self.key: Any = None
@@ -112,12 +112,22 @@ class _Workspace:
             return buffers
         return [torch.empty(shape, dtype=like.dtype, device=like.device) for shape in shapes]
 
-    def give(self, buffers: list[Tensor], like: Tensor) -> None:
-        self.key = (tuple(tuple(b.shape) for b in buffers), like.dtype, like.device)
+    def give(self, buffers: list[Tensor]) -> None:
+        self.key = (tuple(tuple(b.shape) for b in buffers), buffers[0].dtype, buffers[0].device)
         self.buffers = buffers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Workspace:
         return _Workspace()
+
+
+class _Lease:
+    """Buffers for as long as a graph lives: a second forward pass, or a second backward one, finds them untouched."""
+
+    def __init__(self, buffers: list[Tensor], workspace: _Workspace) -> None:
+        self.buffers, self.workspace = buffers, workspace
+
+    def __del__(self) -> None:
+        self.workspace.give(self.buffers)
 
 
 def shared_mlp_sum(
@@ -150,13 +160,13 @@ class _SharedMLPSum(torch.autograd.Function):
         if kept is not None:
             last.mul_(kept[:, :, None, None])  # exact zeros, which the ReLU's mask then also keeps out of the gradient
         ctx.save_for_backward(*weights[0::2])
-        ctx.buffers, ctx.workspace = buffers, workspace
+        ctx.lease = _Lease(buffers, workspace)
         return last.sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        matrices, buffers = ctx.saved_tensors, ctx.buffers
+        matrices, buffers = ctx.saved_tensors, ctx.lease.buffers
         layers = len(matrices)
         here, there = (buffers[layers + 1], buffers[layers + 2])
         flow = _gated(grads[0][:, None].expand_as(buffers[layers]), buffers[layers], here)
@@ -168,10 +178,7 @@ class _SharedMLPSum(torch.autograd.Function):
             back = here[: inputs.numel()].view_as(inputs)
             torch.mm(rows, matrices[k - 1], out=back)
             flow = _gated(back, inputs, here).view_as(buffers[k - 1])
-        result = (flow.sum(2), flow.sum(1), None, None, *reversed(out))
-        ctx.workspace.give(buffers, buffers[0])
-        ctx.buffers = None
-        return result
+        return (flow.sum(2), flow.sum(1), None, None, *reversed(out))
 
 
 def _gated(gradient: Tensor, output: Tensor, store: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 After the dynamic physics task of Santoro et al. (2017, arXiv 1706.01427, section 4.4): ten balls of ten colours, seen for 16 frames, which of
 them are connected, and how many separate systems are there? Unit masses move on [-1, 1] x [-1, 1] with elastic walls. A spring
-pulls with force k (r - r0); a rod keeps its length (positions are corrected along the rod after each step, and velocities follow);
+pulls with force k (r - r0); a rod keeps its length (positions are corrected along the rod after each step, and velocities follow, so its
+turning is damped by about a percent a second);
 balls without a link between them repel each other when they touch. Velocity-Verlet steps with a fixed number per frame; all scenes of a batch
 move at once. Every scene is a pure function of its key.
 
@@ -139,15 +140,17 @@ def simulate(
         raise DataError(
             f"links {list(links.spring.shape)} or velocity {list(velocity.shape)} do not fit {list(position.shape)}"
         )
-    step = FRAME_SECONDS / substeps
+    step, rigid = FRAME_SECONDS / substeps, bool(links.rod.any())
     shown, acceleration = [position], forces(position, links)
     for _ in range(frames - 1):
         for _ in range(substeps):
             half = velocity + 0.5 * step * acceleration
-            moved = _keep_rods(position + step * half, links)
+            moved = position + step * half
+            moved = _keep_rods(moved, links) if rigid else moved
             half = (moved - position) / step
             acceleration = forces(moved, links)
-            velocity = _keep_rates(moved, half + 0.5 * step * acceleration, links)
+            velocity = half + 0.5 * step * acceleration
+            velocity = _keep_rates(moved, velocity, links) if rigid else velocity
             position = moved
             if walls:
                 velocity = torch.where((position.abs() > 1) & (position * velocity > 0), -velocity, velocity)

@@ -37,7 +37,8 @@ def pictures(batch: Batch) -> dict[str, Sample]:
         and batch["objects"].shape[2] == shapes.STATE_DIM
         and batch["question"].shape[2] == shapes.CODE_DIM
     ):
-        return {"scenes": Images(shapes.render(_scenes(batch["objects"]), _PICTURE).float() / 255)}
+        drawn = shapes.render(_scenes(batch["objects"]), _PICTURE).float() / 255
+        return {"scenes": Images(torch.nn.functional.pad(drawn, (1, 1, 1, 1), value=0.7))}
     return {}
 
 
@@ -84,6 +85,7 @@ def heat(batch: Batch, length: Tensor, drop: Tensor, data: Data) -> dict[str, Sa
     Objects of a state keep their order (rows i, columns j); of cells, the share of each cell over all its pairs is laid out as the map.
     """
     shown: dict[str, Sample] = {}
+    rows: list[list[str]] = []
     first = batch["question"].shape[1] - length.shape[1]
     for i in range(len(length)):
         for j in range(length.shape[1]):
@@ -92,11 +94,22 @@ def heat(batch: Batch, length: Tensor, drop: Tensor, data: Data) -> dict[str, Sa
                 maps = maps.sum(2) + maps.sum(1)
                 maps = maps.unflatten(1, (int(maps.shape[1] ** 0.5), -1))
             maps = 1 - maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-9)
-            caption = (
-                f"{i}: {_question(batch, i, first + j, data)} left: length of g, right: fall of the answer's logit"
-            )
-            shown[caption] = Images(maps[:, None], columns=2, scale=max(1, 96 // maps.shape[-1]))
-    return shown
+            title = f"scene {i} map {j}"
+            rows.append([title, _question(batch, i, first + j, data), _inventory(batch, i)])
+            shown[title] = Images(maps[:, None], columns=2, scale=max(1, 96 // maps.shape[-1]))
+    return {
+        "maps": Table(["map (left: length of g, right: fall of the answer)", "question", "objects in order"], rows),
+        **shown,
+    }
+
+
+def _inventory(batch: Batch, scene: int) -> str:
+    """The objects of a Sort-of-CLEVR state, in the order of its rows."""
+    if "image" in batch or "scenes" not in pictures(batch):
+        return ""
+    seen = _scenes(batch["objects"][scene : scene + 1])
+    pairs = zip(seen.colour[0].tolist(), seen.form[0].tolist(), strict=True)
+    return ", ".join(f"{shapes.COLOURS[c]} {shapes.FORMS[f]}" for c, f in pairs)
 
 
 def _springs(batch: Batch, logits: Tensor) -> Drawings:
@@ -111,13 +124,8 @@ def _springs(batch: Batch, logits: Tensor) -> Drawings:
         parts = []
         for a, b, real, said in zip(first.tolist(), second.tolist(), truth.tolist(), guess.tolist(), strict=True):
             if real or said:
-                style = (
-                    'stroke="green"'
-                    if real and said
-                    else 'stroke="grey" stroke-dasharray="4"'
-                    if real
-                    else 'stroke="red"'
-                )
+                missed = 'stroke="grey" stroke-dasharray="4"' if real else 'stroke="red"'
+                style = 'stroke="green"' if real and said else missed
                 (x, y), (u, v) = path[a, -1].tolist(), path[b, -1].tolist()
                 parts.append(f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{u:.1f}" y2="{v:.1f}" stroke-width="2" {style}/>')
         for colour, points in enumerate(path):

@@ -72,8 +72,10 @@ def physics(question: str, *, train: int, held_out: int) -> Data:
             states.append(moved.state())
             answers.append(moved.connections() if question == "connections" else moved.systems() - 1)
         answer = torch.cat(answers)[:, None]
-        empty = torch.zeros(len(answer), 1, 0)
-        parts[name] = TensorSplit(objects=torch.cat(states), question=empty, answer=answer, kind=empty.long().sum(2))
+        same = torch.ones(len(answer), 1, 1)  # one question, always the same
+        parts[name] = TensorSplit(
+            objects=torch.cat(states), question=same, answer=answer, kind=torch.zeros_like(same[..., 0]).long()
+        )
     names = (
         [f"pair {i}" for i in range(45)] if question == "connections" else [str(i + 1) for i in range(springs.BALLS)]
     )

@@ -66,7 +66,7 @@ class RelationNet(Reasoner):
         return self.f(self.g(objects, question, mask))
 
     @torch.no_grad()
-    def relevance(self, objects: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
+    def relevance(self, objects: Tensor, question: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """How much each pair matters, for `question` [B, Q, E]: two maps [B, Q, N, N].
 
         The first is the length of g_ij. The second is the drop of the given answer's logit when the pair is left out of the sum,
@@ -75,6 +75,8 @@ class RelationNet(Reasoner):
         if self.g.pairs != "all":
             raise ShapeError("relevance is a matter of pairs; this network was built with pairs='self'")
         features = self.g.pair_features(objects, question)  # [B, Q, N, N, H]
+        if mask is not None:
+            features = features * (mask[:, :, None] & mask[:, None])[:, None, :, :, None]
         total = features.sum((2, 3))
         logits = self.f(total)
         given = logits.argmax(-1)[..., None, None]
@@ -106,11 +108,11 @@ class QuestionOnly(Reasoner):
 
     def __init__(self, *, q_dim: int, out: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.net = mlp((max(1, q_dim), *widths, out))
+        self.net = mlp((q_dim, *widths, out))
 
     def answer(self, objects: Tensor, question: Tensor, mask: Tensor | None) -> Tensor:
         """Logits [B, Q, K]."""
-        return self.net(question if question.shape[-1] else question.new_zeros(*question.shape[:-1], 1))
+        return self.net(question)
 
 
 class StackedAttention(Reasoner):

@@ -46,8 +46,8 @@ class Config:
     decay: bool = option(True, "let the learning rate fall linearly to zero over the second half")
     train: int = option(250_000, "training scenes or stories; at least steps x batch makes every one fresh", low=1)
     held_out: int = option(1000, "scenes or stories of each held-out split", low=1)
-    relational: int = option(8, "relational questions about each training scene", low=0)
-    plain: int = option(4, "non-relational questions about each training scene", low=0)
+    relational: int = option(6, "relational questions about each training scene", low=0)
+    plain: int = option(2, "non-relational questions about each training scene", low=0)
     size: int = option(32, "edge of a picture (pixels)", low=8)
     channels: tuple[int, ...] = option((24, 24, 24), "kernels of each convolution (pixels)", low=1)
     stories: tuple[int, ...] = option((1, 4, 6, 12, 15, 16), "bAbI task numbers (babi)", low=1, high=20)
@@ -233,9 +233,9 @@ class RelationNetworkRecipe(Supervised[Config]):
             raise CapabilityError("relevance shows pairs; train with reasoner=rn and pairs=all")
         picks = torch.randint(len(self.data.split("test")), (n,), generator=torch.Generator().manual_seed(seed))
         batch = self._batch(picks)
-        objects, question, _ = self.model.seen(batch)
-        length, drop = self.model.reasoner.relevance(objects, question[:, -4:])
-        return Gallery({**_show.pictures(batch), **_show.heat(batch, length, drop, self.data)})
+        objects, question, mask = self.model.seen(batch)
+        length, drop = self.model.reasoner.relevance(objects, question[:, -4:], mask)
+        return Gallery(_show.pictures(batch) | _show.heat(batch, length, drop, self.data))
 
     @action
     def ask(self, question: str = "What shape is the object closest to the red one?", scene: int = 0) -> Sample:
@@ -244,7 +244,8 @@ class RelationNetworkRecipe(Supervised[Config]):
             raise CapabilityError("ask is about Sort-of-CLEVR scenes; train with task=state or task=pixels")
         batch = self._batch(torch.tensor([scene]))
         batch["question"] = _show.parse(question).to(self.device)
-        chance = self.model(batch)[0, 0].softmax(-1)
+        with torch.no_grad():
+            chance = self.model(batch)[0, 0].softmax(-1)
         rows = [
             [question, self.data.info["answers"][int(i)], float(chance[i])] for i in chance.argsort(descending=True)[:3]
         ]
