@@ -1,7 +1,7 @@
 """The decoder of sketch-rnn over 60 points, forward and backward: the fused scan against a cell called point by point.
 
-Run with `python benchmarks/sketch_rnn.py`. The peer is what one writes first: at every point [S; z] is concatenated and goes through one
-linear layer with h. torch's own LSTM, which has no recurrent dropout, is printed as the ceiling.
+Run with `python benchmarks/sketch_rnn.py`. The peer is what one writes first: at every point [S; z] is concatenated
+and goes through one linear layer with h. torch's own LSTM, which has no recurrent dropout, is printed as the ceiling.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read `.npz` files of ragged integer arrays without running what is in them.
 
-numpy stores an array of arrays as a stream of instructions for a small stack machine that can call any function by name; loading it the ordinary way
-executes whatever the file says. This reader interprets only the dozen instructions that numpy writes for
-arrays of integer arrays, knows three names (`_reconstruct`, `ndarray`, `dtype`) as inert marks, calls nothing, and refuses
-everything else with `DataError`. Zip members are bounded before they are read.
+numpy stores an array of arrays as a stream of instructions for a small stack machine that can call any function by
+name; loading it the ordinary way executes whatever the file says. This reader interprets only the dozen instructions
+that numpy writes for arrays of integer arrays, knows three names (`_reconstruct`, `ndarray`, `dtype`) as inert marks,
+calls nothing, and refuses everything else with `DataError`. Zip members are bounded before they are read.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ def decode(stream: bytes, where: str = "stream", shape: tuple[int, ...] | None =
         raise DataError(f"{where} is truncated or damaged ({type(error).__name__}); fetch it again") from None
     if not isinstance(result, _Array) or not isinstance(result.value, list) or shape not in (None, result.shape):
         raise DataError(f"{where} does not hold a row of arrays; only arrays of integer arrays are read")
-    arrays = [item.value for item in result.value if isinstance(item, _Array)]
-    if len(arrays) != len(result.value) or not all(isinstance(a, np.ndarray) for a in arrays):
+    values = [item.value for item in result.value if isinstance(item, _Array)]
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    if len(arrays) != len(result.value):
         raise DataError(f"{where} holds something that is not an integer array; only arrays of integer arrays are read")
     if sum(a.nbytes for a in arrays) > len(stream):
         raise DataError(f"{where} repeats one array to grow beyond its own size; refused")
@@ -311,5 +312,4 @@ _ACTIONS = {
     b"\x89": lambda m: m.push(False),
     b"R": _Machine.reduce,
     b"b": _Machine.build,
-    b".": lambda m: None,
 }

@@ -1,11 +1,12 @@
 """Pen drawings in four forms, and the way between them.
 
     polylines   list of [k, 2] arrays: absolute points of each stroke, y downwards
-    stroke-3    [n, 3]: (dx, dy, pen lifted after this point); the pen starts down at the origin, which is the first point
+    stroke-3    [n, 3]: (dx, dy, pen lifted after this point); the pen starts down at the origin, the first point
     stroke-5    [T, 5]: (dx, dy, p1, p2, p3), one-hot: pen down, pen up after this point, drawing ended
     svg         one <svg> element with a path per stroke
 
-stroke-3 -> stroke-5 -> stroke-3 is exact; stroke-3 -> polylines -> stroke-3 too, the other way up to a shift of the whole drawing.
+stroke-3 -> stroke-5 -> stroke-3 is exact; stroke-3 -> polylines -> stroke-3 too, the other way up to a shift of the
+whole drawing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _TOKEN = re.compile(r"[a-zA-Z]|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 def stroke3_to_stroke5(strokes: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Padded stroke-3 [B, L, 3] with lengths [B] as stroke-5 [B, size, 5] of strokes' float type; rows past the end are (0, 0, 0, 0, 1)."""
+    """Padded stroke-3 [B, L, 3] with lengths [B] as stroke-5 [B, size, 5] of strokes' float type; rows past the end are
+    (0, 0, 0, 0, 1).
+    """
     if int(lengths.max()) > size:
         raise DataError(f"a drawing of {int(lengths.max())} points does not fit into {size}; raise max_length")
     batch, held = strokes.shape[:2]
@@ -56,7 +59,8 @@ def stroke3_to_polylines(strokes: np.ndarray) -> Polylines:
 
 
 def polylines_to_stroke3(polylines: Sequence[np.ndarray], *, whole: bool = False) -> np.ndarray:
-    """stroke-3 [n, 3] float32, relative to the first point; with `whole` points are rounded to integers first, so that errors do not add up.
+    """stroke-3 [n, 3] float32, relative to the first point; with `whole` points are rounded to integers first, so that
+    errors do not add up.
 
     A first stroke of a single point is kept as a line of no length.
     """
@@ -78,7 +82,9 @@ def polylines_to_svg(
     marked: int = 0,
     frame: tuple[float, float, float] | None = None,
 ) -> str:
-    """An <svg> of `size` pixels; the first `marked` strokes are drawn in another colour. `frame` (left, top, extent) fixes the view box."""
+    """An <svg> of `size` pixels; the first `marked` strokes are drawn in another colour. `frame` (left, top, extent)
+    fixes the view box.
+    """
     points = np.concatenate([np.zeros((1, 2))] if not polylines else [np.asarray(p) for p in polylines])
     if frame is None:
         low, high = points.min(0), points.max(0)
@@ -104,8 +110,8 @@ def polylines_to_svg(
 def svg_to_polylines(text: str) -> Polylines:
     """Strokes of the <path>, <polyline>, <polygon> and <line> elements of an SVG.
 
-    Only straight segments (M, L, H, V, Z and their relative forms) are read and transforms are not applied; `DataError` for
-    curves, transforms, or a file without strokes.
+    Only straight segments (M, L, H, V, Z and their relative forms) are read and transforms are not applied;
+    `DataError` for curves, transforms, or a file without strokes.
     """
     if re.search(r"\stransform\s*=", text):
         raise DataError("the svg uses transforms, which are not applied; flatten them first")
@@ -164,7 +170,8 @@ def _path(text: str) -> Polylines:
 
 
 def rdp(points: np.ndarray, epsilon: float) -> np.ndarray:
-    """Ramer-Douglas-Peucker: the fewest points found by splitting at the farthest one until all lie within `epsilon` of the chords.
+    """Ramer-Douglas-Peucker: the fewest points found by splitting at the farthest one until all lie within `epsilon` of
+    the chords.
 
     `points` [k, 2]; ends are kept. Iterative, so long strokes do not exhaust the stack.
     """

@@ -2,15 +2,15 @@
 
 Layouts that are read (a `Source`, or a path):
 
-    sheep.npz               train, valid, test: object arrays of [n, 3] integers (the published sketch-rnn sets; read without running them)
-    sheep.npz               the same as plain arrays: `train` int16 [total, 3] and `train_offsets` [records + 1], and so on
+    sheep.npz               train, valid, test: object arrays of [n, 3] integers (as published; read without running them)
+    sheep.npz               as plain arrays: `train` int16 [total, 3] and `train_offsets` [records + 1], and so on
     sheep.npz               plain `strokes` and `offsets` only: split here
     sheep.ndjson            QuickDraw, simplified or raw: one {"word": ..., "drawing": [[[x ...], [y ...]], ...]} a line
     folder of these         one class a file (npz) or a word (ndjson)
 
-Rows are stroke-3: (dx, dy, pen lifted after this point). Splits hold `strokes` int16 [N, L, 3], zero beyond `length` int64 [N],
-and `label` int64 [N]. `info`: `classes`, `scale` (standard deviation of the training offsets, dx and dy pooled, mean not
-removed), `max_length` (of what was kept), `dropped` (drawings longer than asked).
+Rows are stroke-3: (dx, dy, pen lifted after this point). Splits hold `strokes` int16 [N, L, 3], zero beyond `length`
+int64 [N], and `label` int64 [N]. `info`: `classes`, `scale` (standard deviation of the training offsets, dx and dy
+pooled, mean not removed), `max_length` (of what was kept), `dropped` (drawings longer than asked).
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ def load(
     limit: int = 75_000,
     seed: int = 0,
 ) -> Data:
-    """Read drawings of at most `max_length` points; ndjson is simplified by `rdp` with `epsilon` pixels and read up to `limit` a file.
+    """Read drawings of at most `max_length` points; ndjson is simplified by `rdp` with `epsilon` pixels and read up to
+    `limit` a file.
 
-    Raises `DataError` naming the file and record: wrong column count, absolute coordinates, every pen up, nothing left.
+    Raises `DataError` naming the file and record: wrong column count, absolute coordinates, every pen up, nothing
+    left.
     """
     path = source.path if isinstance(source, Source) else Path(source)
     if isinstance(source, Source) and source.kind != "path":
@@ -93,8 +95,8 @@ def check(where: str, records: Records) -> None:
         raise DataError(f"{where}: every offset is the same; these are not drawings")
     if std > HUGE or mean > 0.5 * std:
         raise DataError(
-            f"{where}: offsets have mean {mean:.0f} and standard deviation {std:.0f}, so these look like absolute coordinates; "
-            "store differences between neighbouring points (numpy.diff)"
+            f"{where}: offsets have mean {mean:.0f} and standard deviation {std:.0f}, so these look like absolute "
+            "coordinates; store differences between neighbouring points (numpy.diff)"
         )
     if (rows[:, 2] == 1).all():
         raise DataError(
@@ -103,7 +105,9 @@ def check(where: str, records: Records) -> None:
 
 
 def check_record(where: str, record: np.ndarray) -> np.ndarray:
-    """One stroke-3 drawing, clamped to int16; `DataError` for another shape, pen marks other than 0 and 1, or non-finite numbers."""
+    """One stroke-3 drawing, clamped to int16; `DataError` for another shape, pen marks other than 0 and 1, or non-
+    finite numbers.
+    """
     if record.ndim != 2 or record.shape[1] != 3:
         raise DataError(f"{where} has shape {record.shape}; stroke-3 rows are (dx, dy, pen lifted): three columns")
     if not len(record):

@@ -1,11 +1,11 @@
 """LSTM cells beyond torch's, for `cambrian.nn.scan`: recurrent dropout, layer norm, hyper, convolutional.
 
     i, f, o = sigmoid(.),  g = tanh(.)      four products of [x; h], each with a bias
-    c' = f c + i drop(g)                    recurrent dropout without memory loss (Semeniuta, Severyn, Barth 2016, eq. 10)
+    c' = f c + i drop(g)                    recurrent dropout without memory loss (Semeniuta et al. 2016, eq. 10)
     h' = o tanh(c')
 
-Dropping only the candidate g leaves what the cell already remembers intact, which dropping h or c does not. Gates are ordered
-g, i, f, o, so that one sigmoid covers three of them. The forget bias starts at 1.
+Dropping only the candidate g leaves what the cell already remembers intact, which dropping h or c does not. Gates are
+ordered g, i, f, o, so that one sigmoid covers three of them. The forget bias starts at 1.
 
 Shapes: T time, B batch, I input, C context, H hidden.
 """
@@ -138,7 +138,9 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def factors(acts: Tensor, tanhs: Tensor, before: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """dc/dh [T, B, H] within a step, and d(gate)/d(c or h) [T, B, 4, H]; both are zero where a sequence has ended."""
+        """dc/dh [T, B, H] within a step, and d(gate)/d(c or h) [T, B, 4, H]; both are zero where a sequence has
+        ended.
+        """
         g, i, _, o = acts.chunk(4, -1)
         through = tanhs.square().neg_().add_(1.0).mul_(o)
         out = acts.new_empty(*acts.shape[:2], 4, tanhs.shape[2])
@@ -154,7 +156,9 @@ class _Sweep(torch.autograd.Function):
 
 
 class LayerNormLSTMCell(nn.Module):
-    """LSTM with layer norm on each gate's pre-activation and on c before the output's tanh (Ba, Kiros, Hinton 2016, as Ha & Eck use it)."""
+    """LSTM with layer norm on each gate's pre-activation and on c before the output's tanh (Ba, Kiros, Hinton 2016,
+    as Ha & Eck use it).
+    """
 
     def __init__(self, *, inputs: int, hidden: int, context: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -180,7 +184,9 @@ class LayerNormLSTMCell(nn.Module):
 
 
 class GateNorm(nn.Module):
-    """Layer norm of four gates [B, 4H], each over its own H features, with gain and shift; the forget gate's shift starts at 1."""
+    """Layer norm of four gates [B, 4H], each over its own H features, with gain and shift; the forget gate's shift
+    starts at 1.
+    """
 
     def __init__(self, *, hidden: int) -> None:
         super().__init__()
@@ -196,12 +202,14 @@ class GateNorm(nn.Module):
 
 
 class HyperLSTMCell(nn.Module):
-    """LSTM whose gates are scaled and shifted by a smaller LSTM that reads the same input (Ha, Dai, Le 2017, arXiv 1609.09106, section 4.3).
+    """LSTM whose gates are scaled and shifted by a smaller LSTM that reads the same input (Ha, Dai, Le 2017, arXiv
+    1609.09106, section 4.3).
 
         e = hyper LSTM([x; h])
         gate_y = LN(d_h(e) . W_h h + d_x(e) . W_x x + b(e))          y in {g, i, f, o}, each with its own d and b
 
-    `small` is the width of the hyper LSTM, `embedding` that of the vectors between it and the scales. All scales start at 0.1.
+    `small` is the width of the hyper LSTM, `embedding` that of the vectors between it and the scales. All scales
+    start at 0.1.
     """
 
     def __init__(
@@ -232,7 +240,9 @@ class HyperLSTMCell(nn.Module):
         return self.plain.initial(batch, like) + self.hyper.initial(batch, like)
 
     def project(self, x: Tensor, context: Tensor | None = None) -> Projected:
-        """Input products of both LSTMs (the part of the hyper LSTM's that reads h is added in `step`), then both masks."""
+        """Input products of both LSTMs (the part of the hyper LSTM's that reads h is added in `step`), then both
+        masks.
+        """
         main, masks = _parts(self.plain.project(x, context))
         small = self.hyper.plain
         hyper = small.input(x)
@@ -258,7 +268,8 @@ class HyperLSTMCell(nn.Module):
 
 
 class ConvLSTMCell(nn.Module):
-    """LSTM whose products are convolutions with `kernel` (odd): inputs [T, B, I, height, width], state [B, H, height, width] (Shi et al. 2015).
+    """LSTM whose products are convolutions with `kernel` (odd): inputs [T, B, I, height, width], state [B, H, height,
+    width] (Shi et al. 2015).
 
     No peepholes: they gained nothing in the systems that use this cell.
     """

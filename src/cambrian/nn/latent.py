@@ -16,7 +16,9 @@ from cambrian.errors import ShapeError
 
 @dataclass(frozen=True)
 class DiagGaussian:
-    """A normal distribution with independent features: `mean` and `logvar`, both [..., Z]; sums run over the last axis."""
+    """A normal distribution with independent features: `mean` and `logvar`, both [..., Z]; sums run over the last
+    axis.
+    """
 
     mean: Tensor
     logvar: Tensor
@@ -35,7 +37,9 @@ class DiagGaussian:
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std * eps, differentiable in both (Kingma & Welling 2014). The noise is drawn where the generator lives."""
+        """mean + std * eps, differentiable in both (Kingma & Welling 2014). The noise is drawn where the generator
+        lives.
+        """
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
@@ -79,12 +83,16 @@ def floored(kl: Tensor, floor: float) -> Tensor:
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:
-    """How many latent features carry information: variance over the data of the posterior means [N, Z] above `threshold` (Burda et al. 2016)."""
+    """How many latent features carry information: variance over the data of the posterior means [N, Z] above
+    `threshold` (Burda et al. 2016).
+    """
     return int((means.var(0) > threshold).sum())
 
 
 def slerp(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """n points on the great circle from a to b (both [Z]), ends included: [n, Z]; straight where a and b are parallel."""
+    """n points on the great circle from a to b (both [Z]), ends included: [n, Z]; straight where a and b are
+    parallel.
+    """
     if a.shape != b.shape or a.dim() != 1:
         raise ShapeError(f"slerp needs two vectors of one size, not {tuple(a.shape)} and {tuple(b.shape)}")
     t = torch.linspace(0.0, 1.0, n, dtype=a.dtype, device=a.device)[:, None]

@@ -23,8 +23,9 @@ class Mixture2D:
 
         p(x, y) = sum_j pi_j N(x, y | mu_j, sigma_j, rho_j)
 
-    Raw outputs [..., 6M] in the order pi, mu_x, mu_y, log sigma_x, log sigma_y, atanh rho. `min_log_sigma` and `max_rho` bound the density: without
-    them a component that sits on one point, or on a line, has infinite density and NaN gradients.
+    Raw outputs [..., 6M] in the order pi, mu_x, mu_y, log sigma_x, log sigma_y, atanh rho. `min_log_sigma` and
+    `max_rho` bound the density: without them a component that sits on one point, or on a line, has infinite density
+    and NaN gradients.
     """
 
     components: int
@@ -50,18 +51,20 @@ class Mixture2D:
         """Log-density [...] of target [..., 2], in nats."""
         log_pi, mu, log_sigma, rho = self.split(params)
         u = (target[..., None, :] - mu) * torch.exp(-log_sigma)
-        # (u - v)^2 + 2 (1 - rho) u v never goes below zero in floating point when rho is near 1, as the textbook form does
+        # the quadratic form as y's own part plus x's given y: the textbook's cancels below zero when |rho| nears 1
         ux, uy = u.unbind(-1)
-        quad = ((ux - uy).square() + 2 * (1 - rho) * ux * uy) / (1 - rho.square())
+        quad = uy.square() + (ux - rho * uy).square() / (1 - rho.square())
         log_norm = log_sigma.sum(-1) + 0.5 * torch.log1p(-rho.square()) + math.log(2 * math.pi)
         return torch.logsumexp(log_pi - 0.5 * quad - log_norm, -1)
 
     def sample(
         self, params: Tensor, generator: torch.Generator, temperature: float = 1.0, *, spread: float | None = None
     ) -> Tensor:
-        """Draw [..., 2]; mixture logits are divided by the temperature and variances multiplied by it (Ha & Eck 2017, section 3.3).
+        """Draw [..., 2]; mixture logits are divided by the temperature and variances multiplied by it (Ha & Eck 2017,
+        section 3.3).
 
-        At temperature 0 this is the mean of the likeliest component. `spread` multiplies the variances instead of the temperature.
+        At temperature 0 this is the mean of the likeliest component. `spread` multiplies the variances instead of the
+        temperature.
         """
         log_pi, mu, log_sigma, rho = (p.flatten(0, params.dim() - 2) for p in self.split(params))
         if temperature <= 0:

@@ -6,15 +6,15 @@ A cell offers three methods:
     initial(batch, like)     -> state, a tuple of tensors [B, ...]
     step(projected, state)   one time step -> (output [B, H], state)
 
-`project` is called once for the whole sequence, so whatever does not depend on the state (the input product, dropout masks)
-is one large product instead of T small ones; `step` gets the t-th slice. `context` is an input that is the same at
-every step: it is multiplied once, not T times. A cell may also offer a fused form of the whole loop,
+`project` is called once for the whole sequence, so whatever does not depend on the state (the input product, dropout
+masks) is one large product instead of T small ones; `step` gets the t-th slice. `context` is an input that is the
+same at every step: it is multiplied once, not T times. A cell may also offer a fused form of the whole loop,
 
     sweep(projected, state, active)         -> (outputs [T, B, H], final state)
 
-which must equal the loop of `step`s where only the first `active[t]` sequences run at step t, the others carrying their state and putting
-out zero (`cambrian.nn.convlstm.LSTMCell` has one). `scan` sorts sequences by length and reverses time before it calls
-`sweep`, so that finished sequences cost nothing.
+which must equal the loop of `step`s where only the first `active[t]` sequences run at step t, the others carrying
+their state and putting out zero (`cambrian.nn.convlstm.LSTMCell` has one). `scan` sorts sequences by length and
+reverses time before it calls `sweep`, so that finished sequences cost nothing.
 
 Shapes: T time, B batch, I input, H output, C context features.
 """
@@ -56,11 +56,11 @@ def scan(
 ) -> tuple[Tensor, State]:
     """Run `cell` over x [T, B, I]; returns the outputs [T, B, H] and the final state.
 
-    Beyond a sequence's length (`lengths` [B]), or where `mask` [T, B] is False, the state is carried on unchanged, the output is zero
-    and no gradient flows. With `reverse` time runs from T-1 to 0 (so a padded sequence is read from its own last
-    element, and the final state belongs to time 0), while outputs stay at the positions of their inputs.
-    `detach_every` cuts the gradient every so many steps (truncated backpropagation). `fused=False` forces the loop of
-    single steps. Raises `ShapeError` for a wrong rank, or lengths or masks that do not fit.
+    Beyond a sequence's length (`lengths` [B]), or where `mask` [T, B] is False, the state is carried on unchanged,
+    the output is zero and no gradient flows. With `reverse` time runs from T-1 to 0 (so a padded sequence is read
+    from its own last element, and the final state belongs to time 0), while outputs stay at the positions of their
+    inputs. `detach_every` cuts the gradient every so many steps (truncated backpropagation). `fused=False` forces the
+    loop of single steps. Raises `ShapeError` for a wrong rank, or lengths or masks that do not fit.
     """
     _check(x, lengths, mask, detach_every)
     if state is None:
@@ -86,12 +86,12 @@ def bidirectional(
 def _sweep(
     cell: Any, x: Tensor, state: State, context: Tensor | None, lengths: Tensor | None, reverse: bool
 ) -> tuple[Tensor, State]:
-    active, back = [x.shape[1]] * x.shape[0], None
+    active = [x.shape[1]] * x.shape[0]
+    back: Tensor | None = None
     if lengths is not None:
-        lengths = lengths.to(x.device)
-        order = lengths.argsort(descending=True, stable=True)
+        order = lengths.to(x.device).argsort(descending=True, stable=True)
         back = order.argsort()
-        active = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths).sum(1).tolist()
+        active = (torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)).sum(1).tolist()
         # index_select, because the gradient of x[:, order] is a slow scatter
         x, state = x.index_select(1, order), tuple(s.index_select(0, order) for s in state)
         context = None if context is None else context.index_select(0, order)

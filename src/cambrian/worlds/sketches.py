@@ -1,8 +1,8 @@
 """Procedural pen drawings: twelve classes drawn stroke by stroke with a shaky hand, on a canvas of about 200 pixels.
 
-Faces of cat, pig and rabbit come with and without a body, so that "has a body" is a direction that can be added and taken away.
-Sizes, proportions, slant, stroke order where people differ (rays, whiskers) and jitter vary. Drawing `index` of a `seed` is
-a pure function of both; lengths run from 18 to 64 points in stroke-3.
+Faces of cat, pig and rabbit come with and without a body, so that "has a body" is a direction that can be added and
+taken away. Sizes, proportions, slant, stroke order where people differ (rays, whiskers) and jitter vary. Drawing
+`index` of a `seed` is a pure function of both; lengths run from 18 to 64 points in stroke-3.
 """
 
 from __future__ import annotations

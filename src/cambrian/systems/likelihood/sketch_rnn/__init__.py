@@ -3,11 +3,11 @@
 David Ha, Douglas Eck. ICLR 2018. arXiv 1704.03477.
 
 Draws with a pen, stroke by stroke. A bidirectional LSTM reads a drawing into a latent vector; an autoregressive LSTM
-writes it back as a sequence of offsets (a mixture of 2-D Gaussians) and pen states. New was to model drawings as motions and not as
-pixels, so that they can be finished, blended and added like vectors.
+writes it back as a sequence of offsets (a mixture of 2-D Gaussians) and pen states. New was to model drawings as
+motions and not as pixels, so that they can be finished, blended and added like vectors.
 
-Claim: reading the drawing into a latent vector lowers the test reconstruction loss by at least 0.2 against the same decoder without one,
-at equally many steps.
+Claim: reading the drawing into a latent vector lowers the test reconstruction loss by at least 0.2 against the same
+decoder without one, at equally many steps.
 
     h       = [LSTM_fwd(S); LSTM_bwd(S)],  mu = W h + b,  s = W' h + b',  z = mu + exp(s / 2) eps
     h0, c0  = tanh(W_z z + b_z),           step i reads [S_{i-1}; z]
@@ -18,7 +18,10 @@ at equally many steps.
     sampling at temperature tau: mixture and pen logits / tau, sigma^2 * tau
 
 Differs from the paper:
-- laptop preset: encoder 96, decoder 192, z 32, 10 mixtures, at most 64 points, batch 64, and R = 0.01^(2 / steps)
+- laptop preset: encoder 96, decoder 192, 10 mixtures, at most 64 points, batch 32, R = 0.01^(2 / steps), and N_z 64:
+what a nat of z costs against what it saves is w_KL N_max / N_z, which this keeps near the paper's (both about 128)
+- N_max is the longest drawing plus 1; evaluation counts the end of a drawing once, so that its probability is part
+of the bound (the released code leaves it out)
 - log-densities are summed in log space with log sigma >= -7 and |rho| <= 0.999; the released code adds 1e-6 inside the
 log, which bounds its losses at 13.8 per point, so very unlikely points weigh more here
 - sigma^2 is scaled by tau as the paper says; the released code scales sigma by tau (`reference_temperature`)

@@ -19,9 +19,11 @@ START = (0.0, 0.0, 1.0, 0.0, 0.0)
 
 
 class SketchRNN(nn.Module, Pretrained):
-    """A sequence VAE over stroke-5 drawings [B, N, 5] in units of `scale` pixels; `conditional=False` is the decoder alone.
+    """A sequence VAE over stroke-5 drawings [B, N, 5] in units of `scale` pixels; `conditional=False` is the decoder
+    alone.
 
-    `cell` is the decoder's: `lstm`, `layernorm` or `hyper`; the encoder uses `lstm` where the decoder is hyper, else the same.
+    `cell` is the decoder's: `lstm`, `layernorm` or `hyper`; the encoder uses `lstm` where the decoder is hyper, else
+    the same.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class SketchRNN(nn.Module, Pretrained):
         return tuple(torch.tanh(self.bridge(z)).split(self.sizes, 1))
 
     def forward(self, strokes: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: raw mixture parameters [B, N, 6M] and pen logits [B, N, 3] for each point given those before it."""
+        """Teacher forcing: raw mixture parameters [B, N, 6M] and pen logits [B, N, 3] for each point given those
+        before it.
+        """
         self._check(strokes, z)
         first = strokes.new_tensor(START).expand(len(strokes), 1, 5)
         previous = torch.cat((first, strokes[:, :-1]), 1).transpose(0, 1)
@@ -94,9 +98,11 @@ class SketchRNN(nn.Module, Pretrained):
         prefix: Tensor | None = None,
         reference_temperature: bool = False,
     ) -> Tensor:
-        """Draw from z [B, Z] (or `batch` drawings without one): stroke-5 [B, n, 5], n <= max_length, after `prefix` [B, k, 5].
+        """Draw from z [B, Z] (or `batch` drawings without one): stroke-5 [B, n, 5], n <= max_length, after `prefix`
+        [B, k, 5].
 
-        Rows after a drawing's end are (0, 0, 0, 0, 1). Temperature 0 takes the likeliest component's mean and pen state.
+        Rows after a drawing's end are (0, 0, 0, 0, 1). Temperature 0 takes the likeliest component's mean and pen
+        state.
         """
         batch = len(z) if z is not None else batch
         device = self.head.weight.device
@@ -148,7 +154,9 @@ class SketchRNN(nn.Module, Pretrained):
 
 @dataclass(frozen=True)
 class Losses:
-    """Per drawing [B]: `offsets` L_s and `pen` L_p divided by N_max, `kl` L_KL (mean over Z); `n_max` and `n_z` undo the divisions."""
+    """Per drawing [B]: `offsets` L_s and `pen` L_p divided by N_max, `kl` L_KL (mean over Z); `n_max` and `n_z` undo
+    the divisions.
+    """
 
     offsets: Tensor
     pen: Tensor
@@ -179,8 +187,8 @@ def losses(
 ) -> Losses:
     """The paper's L_s, L_p (equation 9) and L_KL (equation 10) of drawings [B, N, 5] padded to N_max = N.
 
-    The end of a drawing is predicted once: at position `lengths`, the first row of padding. `count_padding` includes the rest of the padding in
-    the pen loss, as in training. A drawing that fills all N rows has no end to predict.
+    The end of a drawing is predicted once: at position `lengths`, the first row of padding. `count_padding` includes
+    the rest of the padding in the pen loss, as in training. A drawing that fills all N rows has no end to predict.
     """
     n_max = strokes.shape[1]
     at = torch.arange(n_max, device=strokes.device)[None, :]
@@ -206,8 +214,9 @@ def _pen_states(strokes: Tensor, inside: Tensor) -> Tensor:
 def augment(strokes: Tensor, lengths: Tensor, draws: Tensor, *, stretch: float, drop: float) -> tuple[Tensor, Tensor]:
     """Stretch x and y independently by 1 +- `stretch` and merge points inside strokes with probability `drop`.
 
-    Stroke-3 [B, L, 3] and lengths [B] -> the same forms; `draws` uniform [B, L + 2]. Dropped points give their offset to the next
-    one, so the rest of the drawing stays in place. The first two points and the last of a stroke are never dropped.
+    Stroke-3 [B, L, 3] and lengths [B] -> the same forms; `draws` uniform [B, L + 2]. Dropped points give their offset
+    to the next one, so the rest of the drawing stays in place. The first two points and the last of a stroke are
+    never dropped.
     """
     ends = strokes[..., 2] > 0.5
     before = F.pad(ends, (1, 0), value=True)[:, :-1]  # the point before this one ended a stroke

@@ -68,12 +68,12 @@ class Config:
 
 CLAIM = Claim(
     name="conditioning",
-    statement="Reading the drawing into a latent vector (w_KL 0.5) lowers the test reconstruction loss L_R, in nats per N_max "
-    "points, by at least 0.2 against the decoder alone after equally many steps.",
+    statement="Reading the drawing into a latent vector (w_KL 0.5) lowers the test reconstruction loss L_R, in nats "
+    "per N_max points, by at least 0.2 against the decoder alone after equally many steps.",
     metric="reconstruction",
     direction="lower",
     margin=0.2,
-    paper="table 1, cat: L_R -1.33 (w_KL 0.5) against -0.57 for the decoder alone; pig: -1.37 against -0.82 (unverified)",
+    paper="table 1, cat: L_R -1.33 (w_KL 0.5) against -0.57 for the decoder alone; pig -1.37 against -0.82 (unverified)",
     arms={"conditional": Arm(), "decoder-only": Arm({"conditional": False})},
     system="conditional",
     baselines=("decoder-only",),
@@ -162,7 +162,9 @@ class SketchRNNRecipe(Recipe[Config]):
         return stroke3_to_stroke5(scaled, lengths, self.n_max)
 
     def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
-        """L_R = L_s + L_p (per N_max points), L_KL (per latent feature) and the bound on -log p in nats a drawing, one z each."""
+        """L_R = L_s + L_p (per N_max points), L_KL (per latent feature) and the bound on -log p in nats a drawing,
+        one z each.
+        """
         rows = []
         for batch in self.batches(split, 128):
             x = self._stroke5(batch["strokes"].float(), batch["length"])
@@ -245,7 +247,9 @@ class SketchRNNRecipe(Recipe[Config]):
         temperature: float = 0.2,
         seed: int = 0,
     ) -> Drawings:
-        """z(base) + z(plus) - z(minus): n drawings of class `base` before and after, the other two as means over their classes."""
+        """z(base) + z(plus) - z(minus): n drawings of class `base` before and after, the other two as means over their
+        classes.
+        """
         generator = torch.Generator().manual_seed(seed)
         start = self._means(self._of_class(base, n))
         shift = self._means(self._of_class(plus, 50)).mean(0) - self._means(self._of_class(minus, 50)).mean(0)
