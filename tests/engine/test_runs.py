@@ -189,6 +189,17 @@ def test_mistakes_are_one_sentence(toy, runs, words, message):
     assert message in str(caught.value)
 
 
+def test_a_run_exports_its_network_with_a_card(toy, tmp_path):
+    run = cambrian.train("toy", preset="smoke", hidden=5)
+    run.save_pretrained(tmp_path)
+    net = toy.ToyNet.from_pretrained(tmp_path)
+    assert same(net.state_dict(), parameters(run))
+    card = (tmp_path / "README.md").read_text()
+    assert "mse" in card and "| hidden | 5 |" in card and "fits better than the constant" in card
+    with pytest.raises(CapabilityError, match="no network 'other'"):
+        run.save_pretrained(tmp_path, network="other")
+
+
 def test_pretrained_round_trip(toy, tmp_path):
     net = toy.ToyNet(hidden=5).eval()
     net.save_pretrained(tmp_path)

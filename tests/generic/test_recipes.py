@@ -22,7 +22,7 @@ def fingerprint(value):
     """Bit-exact text of a state: every tensor's bytes."""
     tree, tensors = trees.flatten(value)
     sums = {
-        name: hash(t.contiguous().cpu().view(torch.uint8).numpy().tobytes()) if t.numel() else 0
+        name: hash(t.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()) if t.numel() else 0
         for name, t in tensors.items()
     }
     return json.dumps(

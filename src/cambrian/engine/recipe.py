@@ -174,7 +174,7 @@ class Recipe(Generic[C]):
         if getattr(optimiser, "takes_loss", False):
             if loss is None:
                 raise CapabilityError(f"{type(optimiser).__name__} needs the loss, which {self.slug} does not give")
-            optimiser.step(loss=float(loss))
+            optimiser.step(loss=float(loss.detach() if isinstance(loss, Tensor) else loss))
         else:
             optimiser.step()
 

@@ -26,6 +26,7 @@ from cambrian.engine.loop import Loop, evaluate, inference
 from cambrian.engine.recipe import Recipe, SingleProcess, actions, config_type
 from cambrian.engine.samples import Sample
 from cambrian.errors import CapabilityError, CheckpointError, ConfigError, DataError, RunError
+from cambrian.nn.hub import Pretrained
 
 
 def runs_root() -> Path:
@@ -208,6 +209,21 @@ class Run:
         for module in recipe.modules().values():
             module.eval()
         return recipe.target()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], network: str | None = None) -> Path:
+        """Export a network in the Hub's layout, with a card that tells the run's figures and the measured claim.
+
+        `network` is the recipe's attribute (default: its first). Raises `CapabilityError` for an unknown one.
+        """
+        from cambrian.engine.model_card import model_card
+
+        found = {name: part for name, part in self.recipe().modules().items() if isinstance(part, Pretrained)}
+        chosen = network or next(iter(found), "")
+        if chosen not in found:
+            raise CapabilityError(
+                f"{self.spec.slug} has no network {chosen!r} to export; it has: {', '.join(found) or 'none'}"
+            )
+        return found[chosen].save_pretrained(Path(folder), card=model_card(self.spec.slug, self.info, self.spec.config))
 
     def __repr__(self) -> str:
         return f"Run({self.spec.slug}/{self.id}, {self.info['status']})"
