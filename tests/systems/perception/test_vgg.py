@@ -18,7 +18,7 @@ from cambrian.engine.loop import Loop, evaluate, fit, inference
 from cambrian.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from cambrian.nn.zoo import VGG
 from cambrian.systems.perception import vgg as system
-from cambrian.systems.perception.vgg import SMALL_TARGET, VGGRecipe
+from cambrian.systems.perception.vgg import SMALL_COLOUR_TARGET, SMALL_TARGET, VGGRecipe
 
 TINY = {"classes": 4, "width": 0.06, "size": 64}
 
@@ -221,8 +221,9 @@ def test_data_that_cannot_be_classified(tmp_path: Path) -> None:
         override(config, {"rescale": 16})
 
 
-def test_small_target_fits_the_config() -> None:
-    override(VGGRecipe.presets["laptop"], SMALL_TARGET)
+def test_small_targets_fit_the_config() -> None:
+    grey, colour = (override(VGGRecipe.presets["laptop"], small) for small in (SMALL_TARGET, SMALL_COLOUR_TARGET))
+    assert grey.steps <= 300 and colour.channels == 3
 
 
 @pytest.mark.skipif("CAMBRIAN_DATA" not in os.environ, reason="CAMBRIAN_DATA is unset: no real digits to learn")

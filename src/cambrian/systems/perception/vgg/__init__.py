@@ -37,10 +37,11 @@ from cambrian.systems.perception.vgg.model import (
     to_localiser,
     vgg,
 )
-from cambrian.systems.perception.vgg.recipe import CLAIM, SMALL_TARGET, Config, VGGRecipe
+from cambrian.systems.perception.vgg.recipe import CLAIM, SMALL_COLOUR_TARGET, SMALL_TARGET, Config, VGGRecipe
 
 __all__ = [
     "CLAIM",
+    "SMALL_COLOUR_TARGET",
     "SMALL_TARGET",
     "Config",
     "VGGRecipe",
