@@ -146,11 +146,8 @@ class _Canvas:
     def paint(self, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> None:
         """`distance [N, S, S]`, `colour [N, 3]` or `[3]`, `opacity [N]` or a number."""
         cover = (0.5 - distance / self.soft).clamp(0, 1)
-        if isinstance(opacity, Tensor):
-            opacity = opacity[:, None, None]
-        self.pixels = torch.lerp(
-            self.pixels, colour.view(-1, 3, 1, 1).expand_as(self.pixels), (cover * opacity)[:, None]
-        )
+        share = opacity[:, None, None] * cover if isinstance(opacity, Tensor) else opacity * cover
+        self.pixels = torch.lerp(self.pixels, colour.view(-1, 3, 1, 1).expand_as(self.pixels), share[:, None])
 
     def ellipse(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Approximate distance to ellipses of half-axes a, b `[N]`."""

@@ -313,9 +313,9 @@ class UnrolledGANRecipe(Showing):
 
     def build(self, config: Config, data: Data) -> None:
         if data.kind == "points":
-            shape = dict(hidden=config.hidden, depth=config.depth, gain=config.gain)
-            self.generator: nn.Module = PointNet(inputs=config.latent, outputs=2, **shape)
-            self.discriminator: nn.Module = PointNet(inputs=2, outputs=1, scale=0.25, **shape)
+            hidden, depth, gain = config.hidden, config.depth, config.gain
+            self.generator = PointNet(inputs=config.latent, outputs=2, hidden=hidden, depth=depth, gain=gain)
+            self.discriminator = PointNet(inputs=2, outputs=1, hidden=hidden, depth=depth, gain=gain, scale=0.25)
         else:
             self._build_for_images(config, data)
         forbid_running_statistics(self.discriminator)

@@ -16,7 +16,7 @@ class Config:
     batch: int = option(64, "samples of each source per step", low=2)
     arch: str = option("mlp", "nets: 2014 maxout, weight-normed mlp, dcgan, 9-conv cifar", choices=("maxout", "mlp", "dcgan", "cifar"))  # fmt: skip
     loss: str = option("feature_matching", "what G minimises", choices=("ns", "minimax", "feature_matching"))
-    tricks: tuple[str, ...] = option((), "techniques switched on", choices=TRICKS)
+    tricks: tuple[str, ...] = option((), "techniques switched on", choices=TRICKS)  # type: ignore[reportAssignmentType]
     labels_per_class: int = option(2, "labelled samples of each class; 0 is the unsupervised game", low=0)
     unlabelled: str = option("real", "unlabelled images: as they are, pixels shuffled, not used", choices=("real", "permuted", "none"))  # fmt: skip
     latent: int = option(100, "Z, latent size", low=1)

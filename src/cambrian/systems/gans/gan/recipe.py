@@ -53,6 +53,8 @@ class Playing(Probing):
 
     labelled_x: Tensor
     labelled_y: Tensor
+    g_optim: torch.optim.Optimizer
+    d_optim: torch.optim.Optimizer
 
     def _unsupervised(self, x: Tensor) -> list[Player]:
         turns, smooth = self.config.d_turns, 0.9 if "smoothing" in self.config.tricks else 1.0
