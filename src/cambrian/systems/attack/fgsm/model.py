@@ -80,7 +80,7 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, grads: tuple[Tensor | None, ...], *params: Tensor) -> Tensor:
         ctx.grads = grads
-        return value.detach().clone()
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
@@ -124,7 +124,7 @@ def adversarial_objective(
         return (moved if layer else moved.clamp(space.lo, space.hi), *inputs[1:])
 
     adversarial, _ = _hooked(part, move, objective)
-    total = a * _Known.apply(clean, tuple(grads), *params) + (1 - a) * adversarial
+    total = a * _Known.apply(clean.detach(), tuple(grads), *params) + (1 - a) * adversarial
     return total, {**scalars, "adversarial loss": adversarial.detach()}
 
 
@@ -199,7 +199,7 @@ def weight_similarity(a: nn.Module, b: nn.Module) -> dict[str, float]:
     """Cosine between the equally named weight tensors of two networks of one architecture."""
     other = dict(b.named_parameters())
     pairs = {name: (p.flatten(), other[name].flatten()) for name, p in a.named_parameters() if p.dim() > 1}
-    return {name: float(F.cosine_similarity(one, two, dim=0)) for name, (one, two) in pairs.items()}
+    return {name: float(F.cosine_similarity(one.detach(), two.detach(), dim=0)) for name, (one, two) in pairs.items()}
 
 
 # -- the paper's small models ------------------------------------------------------------------------------------------

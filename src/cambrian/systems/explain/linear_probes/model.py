@@ -101,13 +101,17 @@ def stream(
     size = None if n is None else min(n, target.size(split))
     for x, y, meta in target.batches(split, size):
         if labels != "class":
-            if labels not in meta or meta[labels].is_floating_point() or meta[labels].dim() != 1:
-                have = [name for name, v in meta.items() if v.dim() == 1 and not v.is_floating_point()]
-                raise DataError(f"the data has no whole-number factor {labels!r}; it has {have}")
-            y = meta[labels].to(x.device).long()
+            y = _factor(meta, labels).to(x.device)
         found = target.features(x, inner) if inner else {}
         found[INPUT] = x
         yield {name: reduce(name, found[name]) for name in points}, y
+
+
+def _factor(meta: Mapping[str, Tensor], name: str) -> Tensor:
+    whole = [key for key, value in meta.items() if value.dim() == 1 and not value.is_floating_point()]
+    if name not in whole:
+        raise DataError(f"the data has no whole-number factor {name!r}; it has {whole}")
+    return meta[name].long()
 
 
 # -- probes ----------------------------------------------------------------------------------------------------------
@@ -247,9 +251,7 @@ class Probes:
     def _classes(self, target: Target) -> int:
         if self.labels == "class":
             return len(target.classes)
-        column = [meta[self.labels] for _, _, meta in target.batches("train") if self.labels in meta]
-        if not column:
-            raise DataError(f"the data has no factor {self.labels!r}")
+        column = [_factor(meta, self.labels) for _, _, meta in target.batches("train")]
         return int(torch.cat(column).max()) + 1
 
 
