@@ -146,7 +146,7 @@ class _Canvas:
     def paint(self, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> None:
         """`distance [N, S, S]`, `colour [N, 3]` or `[3]`, `opacity [N]` or a number."""
         cover = (0.5 - distance / self.soft).clamp(0, 1)
-        share = opacity[:, None, None] * cover if isinstance(opacity, Tensor) else opacity * cover
+        share = cover * (opacity[:, None, None] if isinstance(opacity, Tensor) else opacity)  # type: ignore[reportIndexIssue]
         self.pixels = torch.lerp(self.pixels, colour.view(-1, 3, 1, 1).expand_as(self.pixels), share[:, None])
 
     def ellipse(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -354,12 +354,13 @@ class UnrolledGANRecipe(Showing):
         _set_gradients(list(self.discriminator.parameters()), d_gradients)
         self.apply_gradients(self.g_optim, loss=value.detach())
         self.apply_gradients(self.d_optim)
-        if (self.iteration + 1) % self.config.look == 0 and self.data.kind == "points":
-            self._look()
-        return {
-            "f_ahead": value.detach(),
-            "g_grad": torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g_gradients))),
-        }
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g_gradients)))
+        scalars: dict[str, Tensor | float] = {"f_ahead": value.detach(), "g_grad": norm}
+        if self.data.kind == "points":
+            if (self.iteration + 1) % self.config.look == 0:
+                self._look()
+            scalars["modes_touched"] = float(self.extra["looks"][-1, 1]) if len(self.extra["looks"]) else 0.0
+        return scalars
 
     def _inner(self) -> Inner:
         if self.config.inner == "sgd":
