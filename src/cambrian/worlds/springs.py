@@ -28,7 +28,7 @@ SUBSTEPS = 5
 STIFFNESS = 20.0  # of a spring, 1/s^2 for unit mass: two balls swing with a period of 2 pi / sqrt(40) s, ten frames
 TOUCH = 0.1  # centre distance below which unlinked balls repel
 REPULSION = 400.0
-_ROD_SWEEPS = 4
+_ROD_SWEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,15 @@ def _connect(key: Tensor, start: Tensor) -> Links:
 
 
 def _gaps(position: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors [B, N, N, 2] from i to j and distances [B, N, N]."""
-    away = position[:, None] - position[:, :, None]
-    distance = away.norm(dim=3)
-    return away / distance.clamp(min=1e-6)[..., None], distance
+    """Unit vectors [2, B, N, N] from i to j and distances [B, N, N]."""
+    away = position.movedim(2, 0)[:, :, None] - position.movedim(2, 0)[..., None]
+    distance = (away[0].square() + away[1].square()).sqrt()
+    return away / distance.clamp(min=1e-6), distance
+
+
+def _along(size: Tensor, unit: Tensor) -> Tensor:
+    """The sum over j of vectors of length `size` [B, N, N] from i towards j: [B, N, 2]."""
+    return (size * unit).sum(3).movedim(0, 2)
 
 
 def forces(position: Tensor, links: Links) -> Tensor:
@@ -120,7 +125,7 @@ def forces(position: Tensor, links: Links) -> Tensor:
     pull = STIFFNESS * (distance - links.rest) * links.spring
     apart = ~(links.joined | torch.eye(position.shape[1], dtype=torch.bool, device=position.device))
     push = REPULSION * (TOUCH - distance).clamp(min=0) * apart
-    return ((pull - push)[..., None] * unit).sum(2)
+    return _along(pull - push, unit)
 
 
 def simulate(
@@ -163,7 +168,7 @@ def _keep_rods(position: Tensor, links: Links) -> Tensor:
     share = _rod_share(links)
     for _ in range(_ROD_SWEEPS):
         unit, distance = _gaps(position)
-        position = position + ((distance - links.rest) * share)[..., None].mul(unit).sum(2)
+        position = position + _along((distance - links.rest) * share, unit)
     return position
 
 
@@ -172,8 +177,9 @@ def _keep_rates(position: Tensor, velocity: Tensor, links: Links) -> Tensor:
     share = _rod_share(links)
     unit, _ = _gaps(position)
     for _ in range(_ROD_SWEEPS):
-        closing = ((velocity[:, None] - velocity[:, :, None]) * unit).sum(3)
-        velocity = velocity + (closing * share)[..., None].mul(unit).sum(2)
+        rate = velocity.movedim(2, 0)
+        closing = ((rate[:, :, None] - rate[..., None]) * unit).sum(0)
+        velocity = velocity + _along(closing * share, unit)
     return velocity
 
 

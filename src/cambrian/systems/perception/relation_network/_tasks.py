@@ -33,9 +33,10 @@ def scenes(task: str, *, train: int, held_out: int, relational: int, plain: int,
         seen = {"objects": shapes.state(shown)} if task == "state" else {"image": shapes.render(shown, size)}
         return {**seen, "question": asked.code(), "answer": asked.answer, "kind": asked.kind}
 
-    parts = {name: WorldSplit(lambda i, n=name: make(n, i), train if name == "train" else held_out) for name in _SPLITS}
+    train_split = WorldSplit(lambda i: make("train", i), train)
+    valid, test = (WorldSplit(lambda i, n=name: make(n, i), held_out) for name in ("valid", "test"))
     info = {"kinds": shapes.KINDS, "answers": shapes.ANSWERS, "multi": False}
-    return Data("sort-of-clevr", "questions", **parts, info=info)
+    return Data("sort-of-clevr", "questions", train_split, valid, test, info)
 
 
 def stories(tasks: tuple[int, ...], *, train: int, held_out: int) -> Data:
@@ -59,7 +60,7 @@ def stories(tasks: tuple[int, ...], *, train: int, held_out: int) -> Data:
         "words": babi.VOCABULARY,
         "multi": False,
     }
-    return Data("babi", "questions", **parts, info=info)
+    return Data("babi", "questions", parts["train"], parts["valid"], parts["test"], info)
 
 
 def physics(question: str, *, train: int, held_out: int) -> Data:
@@ -80,7 +81,7 @@ def physics(question: str, *, train: int, held_out: int) -> Data:
         [f"pair {i}" for i in range(45)] if question == "connections" else [str(i + 1) for i in range(springs.BALLS)]
     )
     info = {"kinds": (question,), "answers": tuple(names), "multi": question == "connections"}
-    return Data("springs", "questions", **parts, info=info)
+    return Data("springs", "questions", parts["train"], parts["valid"], parts["test"], info)
 
 
 def read(task: str, source: Source) -> Data:
@@ -124,7 +125,8 @@ def _read_objects(path: Path) -> Data:
         "kind": torch.zeros_like(answer),
     }
     info = {"kinds": ("question",), "answers": tuple(answers), "multi": False}
-    return Data(path.stem, "questions", **_tenths(fields), info=info, source=str(path))
+    parts = _tenths(fields)
+    return Data(path.stem, "questions", parts["train"], parts["valid"], parts["test"], info, str(path))
 
 
 def _record(line: str, where: str) -> tuple[Tensor, Tensor, str]:
@@ -166,7 +168,7 @@ def _read_stories(folder: Path) -> Data:
     kinds = tuple(f"task_{p.name[2:].split('_')[0]}" for p in files)
     info = {"kinds": kinds, "answers": vocabulary, "words": vocabulary, "multi": False}
     splits = {"train": TensorSplit(**parts["train"]), "test": TensorSplit(**parts["test"])}
-    return Data("babi", "questions", **splits, valid=splits["test"], info=info, source=str(folder))
+    return Data("babi", "questions", splits["train"], splits["test"], splits["test"], info, str(folder))
 
 
 def _parse(path: Path, most: int = 20) -> list[tuple[list[list[str]], list[str], str]]:

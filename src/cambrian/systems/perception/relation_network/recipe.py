@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.recipe import Scalars, Supervised, action, recipe
 from cambrian.engine.samples import Gallery, Sample, Table
 from cambrian.errors import CapabilityError, ConfigError, DataError
-from cambrian.systems.perception.relation_network import _show, _tasks
+from cambrian.systems.perception.relation_network import _figures, _show, _tasks
 from cambrian.systems.perception.relation_network.model import (
     FlatMLP,
     PixelEncoder,
@@ -44,7 +45,7 @@ class Config:
     mlp: tuple[int, ...] = option((256, 256, 256), "hidden widths of the MLP and question-only baselines", low=1)
     lr: float = option(2e-3, "learning rate of Adam", low=0.0)
     decay: bool = option(True, "let the learning rate fall linearly to zero over the second half")
-    train: int = option(250_000, "training scenes or stories; at least steps x batch makes every one fresh", low=1)
+    train: int | None = option(None, "training scenes; None: a fresh one each time, 10,000 per story type, 6,000 of springs", low=1)  # fmt: skip
     held_out: int = option(1000, "scenes or stories of each held-out split", low=1)
     relational: int = option(6, "relational questions about each training scene", low=0)
     plain: int = option(2, "non-relational questions about each training scene", low=0)
@@ -112,7 +113,7 @@ class RelationNetworkRecipe(Supervised[Config]):
     """Trains a reasoner on one of the four tasks."""
 
     presets = {
-        "smoke": Config(steps=150, train=4800, held_out=100, g=(32, 32), f=(32,)),
+        "smoke": Config(steps=150, held_out=100, g=(32, 32), f=(32,)),
         "laptop": Config(),
         "paper": Config(
             steps=60_000, batch=64, task="pixels", g=(2000,) * 4, f=(2000, 1000, 500, 100), mlp=(2000, 1000, 500, 100), lr=1e-4,
@@ -131,7 +132,8 @@ class RelationNetworkRecipe(Supervised[Config]):
             raise DataError(
                 f"task {config.task} asks about {_tasks.WORLDS[config.task]}, not {source.value}; set task to fit"
             )
-        sizes = {"train": config.train, "held_out": config.held_out}
+        usual = {"babi": 10_000 * len(config.stories), "springs": 6000}.get(config.task, config.steps * config.batch)
+        sizes = {"train": config.train or usual, "held_out": config.held_out}
         if config.task == "babi":
             return _tasks.stories(config.stories, **sizes)
         if config.task == "springs":
@@ -142,22 +144,8 @@ class RelationNetworkRecipe(Supervised[Config]):
     def build(self, config: Config, data: Data) -> None:
         """Encoder, reasoner and Adam."""
         example = data.split("train")[torch.arange(1)]
-        encoder: nn.Module | None = None
-        question = example["question"].shape[-1]
-        if config.task == "babi":
-            lines = example["story"].shape[1]
-            encoder = StoryEncoder(
-                vocabulary=len(data.info["words"]), sentences=lines, embedding=config.words, hidden=config.words
-            )
-            question, count, features = encoder.q_dim, lines, encoder.obj_dim
-        elif config.task == "pixels":
-            encoder = PixelEncoder(channels=config.channels)
-            count = (-(-config.size // 2 ** len(config.channels))) ** 2
-            features = encoder.obj_dim
-        else:
-            count, features = example["objects"].shape[1:]
-        self.model = Answerer(encoder, _reasoner(config, count, features, question, len(data.info["answers"])))
-        self.model.to(self.device)
+        encoder, sizes = _encoder(config, example, len(data.info.get("words", ())))
+        self.model = Answerer(encoder, _reasoner(config, *sizes, len(data.info["answers"]))).to(self.device)
         if config.reasoner == "question" and encoder is not None:
             _freeze_unused(encoder)
         learned = [p for p in self.model.parameters() if p.requires_grad]
@@ -183,44 +171,15 @@ class RelationNetworkRecipe(Supervised[Config]):
 
         `neighbours` is the mean of `closest` and `farthest`; connections of springs add `f1`.
         """
-        kinds = self.data.info["kinds"]
-        usual = self._usual_answers()
-        right, by_prior, count = torch.zeros(len(kinds)), torch.zeros(len(kinds)), torch.zeros(len(kinds))
-        hits = torch.zeros(3)  # true positives, predicted and real ones
-        for batch in self.batches(split, 128):
-            logits, answer, kind = self.model(batch), batch["answer"], batch["kind"]
-            if self.data.info["multi"]:
-                guess, real = logits > 0, answer > 0.5
-                hits += torch.stack([(guess & real).sum(), guess.sum(), real.sum()]).cpu()
-                good, prior = (guess == real).float().mean(-1), (real == (usual > 0.5)).float().mean(-1)
-            else:
-                good, prior = (logits.argmax(-1) == answer).float(), (usual[kind] == answer).float()
-            one = F.one_hot(kind.flatten(), len(kinds)).float()
-            right += (good.flatten() @ one).cpu()
-            by_prior += (prior.flatten() @ one).cpu()
-            count += one.sum(0).cpu()
-        out = {"accuracy": float(right.sum() / count.sum()), "prior": float(by_prior.sum() / count.sum())}
-        out |= {name: float(r / n) for name, r, n in zip(kinds, right, count, strict=True) if n}
-        if self.data.info["multi"]:
-            out["f1"] = float(2 * hits[0] / (hits[1] + hits[2]).clamp(min=1))
-        return out | _groups(out)
-
-    def _usual_answers(self) -> Tensor:
-        """The most frequent answer of each type [kinds], from up to 1,000 training samples; of yes/no answers, each one's majority."""
         train = self.data.split("train")
-        batch = train[torch.arange(min(1000, len(train)))]
-        if self.data.info["multi"]:
-            return (batch["answer"].mean((0, 1)) > 0.5).float().to(self.device)
-        table = torch.zeros(len(self.data.info["kinds"]), len(self.data.info["answers"]))
-        table.index_put_((batch["kind"].flatten(), batch["answer"].flatten()), torch.tensor(1.0), accumulate=True)
-        return table.argmax(1).to(self.device)
+        tally = _figures.Tally(self.data.info, train[torch.arange(min(1000, len(train)))])
+        for batch in self.batches(split, 128):
+            tally.add(self.model(batch).cpu(), batch["answer"].cpu(), batch["kind"].cpu())
+        return tally.figures()
 
     def sample(self, n: int, generator: torch.Generator) -> Sample:
         """`n` test scenes or stories with questions, right answers and the network's."""
-        return self._answered(torch.randint(len(self.data.split("test")), (n,), generator=generator))
-
-    def _answered(self, index: Tensor) -> Sample:
-        batch = self._batch(index)
+        batch = self._batch(torch.randint(len(self.data.split("test")), (n,), generator=generator))
         return _show.answered(batch, self.model(batch), self.data)
 
     def _batch(self, index: Tensor) -> Batch:
@@ -252,6 +211,20 @@ class RelationNetworkRecipe(Supervised[Config]):
         return Gallery({**_show.pictures(batch), "answer": Table(["question", "answer", "probability"], rows)})
 
 
+def _encoder(config: Config, example: Batch, words: int) -> tuple[nn.Module | None, tuple[int, int, int]]:
+    """What the task needs to make objects, and the sizes (objects, features of one, features of a question)."""
+    if config.task == "babi":
+        lines = example["story"].shape[1]
+        reader = StoryEncoder(vocabulary=words, sentences=lines, embedding=config.words, hidden=config.words)
+        return reader, (lines, reader.obj_dim, reader.q_dim)
+    question = example["question"].shape[2]
+    if config.task == "pixels":
+        eye = PixelEncoder(channels=config.channels)
+        edge = math.ceil(config.size / 2 ** len(config.channels))
+        return eye, (edge**2, eye.obj_dim, question)
+    return None, (*example["objects"].shape[1:], question)
+
+
 def _reasoner(config: Config, count: int, features: int, question: int, out: int) -> Reasoner:
     """The network that the configuration names, for `count` objects of `features` numbers."""
     if config.reasoner in ("rn", "sum"):
@@ -275,19 +248,3 @@ def _freeze_unused(encoder: nn.Module) -> None:
     parts = [encoder.sentence] if isinstance(encoder, StoryEncoder) else [encoder]
     for part in parts:
         part.requires_grad_(False)
-
-
-def _groups(figures: dict[str, float]) -> dict[str, float]:
-    """Means over types of Sort-of-CLEVR, and how many bAbI tasks pass the paper's bar of 95%."""
-    groups = {
-        "neighbours": ("closest", "farthest"),
-        "relational": ("closest", "farthest", "count"),
-        "nonrelational": ("shape", "left", "top"),
-    }
-    out = {
-        name: sum(figures[m] for m in members) / len(members)
-        for name, members in groups.items()
-        if set(members) <= figures.keys()
-    }
-    passed = [v >= 0.95 for name, v in figures.items() if name.startswith("task_")]
-    return out | ({"tasks_passed": float(sum(passed))} if passed else {})
