@@ -71,7 +71,7 @@ def test_logistic_probe_reaches_scikit_learns_optimum():
     z, y = torch.randn(300, 5, generator=generator, dtype=torch.float64), torch.randint(4, (300,), generator=generator)
     z[:, 0] += y
     strength = 0.01
-    weight, bias, value = logistic(z, y, 4, strength)
+    weight, _, value = logistic(z, y, 4, strength)
     peer = LogisticRegression(C=1 / (300 * strength), max_iter=5000, tol=1e-10).fit(z.numpy(), y.numpy())
     coefficients = torch.from_numpy(peer.coef_.T)
     theirs = F.cross_entropy(z @ coefficients + torch.from_numpy(peer.intercept_), y)
