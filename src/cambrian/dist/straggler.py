@@ -48,15 +48,16 @@ class Straggler:
             raise ConfigError("a trace straggler needs `recorded`, a matrix of seconds [steps, workers]")
 
     def delays(self, steps: int, workers: int, seed: int) -> Tensor:
-        """Seconds [steps, workers], float64; column w depends on (seed, w) only."""
+        """Seconds [steps, workers], float64; row t of column w depends on (seed, t, w) only."""
         columns = [self._column(steps, worker, seed) for worker in range(workers)]
         return torch.stack(columns, 1) if columns else torch.zeros(steps, 0, dtype=torch.float64)
 
     def _column(self, steps: int, worker: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + worker)
-        uniform = torch.rand(steps, generator=generator, dtype=torch.float64)
-        normal = torch.randn(steps, generator=generator, dtype=torch.float64)
-        slow = torch.rand(steps, generator=generator, dtype=torch.float64) < self.slow_probability
+        # row by row and through the inverse normal: a longer run begins with the delays of a shorter one
+        uniform, second, third = torch.rand(steps, 3, generator=generator, dtype=torch.float64).unbind(1)
+        normal = torch.special.ndtri(second.clamp_min(1e-12))
+        slow = third < self.slow_probability
         if self.kind == "lognormal":
             base = self.scale * (self.spread * normal).exp()
         elif self.kind == "exponential":

@@ -41,7 +41,8 @@ class Operation:
     `kind` is one of `KINDS`; `direction` is forward, data (gradient of a convolution's input), filter (of its weight),
     backward (all else in the backward pass) or update (inside an optimiser). `dims` is the problem's shape: (groups,
     N * pixels, outputs per group, inputs per group * taps) of a product or convolution, empty otherwise. `slopes` is
-    the growth per sample of (flops, read, written, *dims). `seconds` is the measured time if the recorder had a clock.
+    the growth per sample of (flops, read, written, *dims). `parents` are the positions of the operations whose results
+    it uses (traced graphs only). `seconds` is the measured time if the recorder had a clock.
     """
 
     layer: str
@@ -53,6 +54,7 @@ class Operation:
     written: int
     dims: tuple[int, ...] = ()
     slopes: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -163,13 +165,19 @@ def _rnn_flops(args: Sequence[Any]) -> int:
 class Recorder(TorchDispatchMode):
     """Records the operations dispatched inside `with`; give `clock` to time them too.
 
-    `modules` maps display names to modules whose submodules are to be named; others appear by their class.
+    `modules` maps display names to modules whose submodules are to be named; others appear by their class. `flow`
+    also records which operation uses whose result; it keeps every tensor alive, so it is for the meta device.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module] | None = None, *, clock: Callable[[], float] | None = None
+        self,
+        modules: Mapping[str, nn.Module] | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        flow: bool = False,
     ) -> None:
         super().__init__()
+        self._flow: dict[int, tuple[Tensor, tuple[int, ...]]] | None = {} if flow else None
         self.operations: list[Operation] = []
         self.clock = clock
         self._names = {
@@ -234,9 +242,24 @@ class Recorder(TorchDispatchMode):
             start = self.clock()
             out = func(*args, **kwargs)
             seconds = self.clock() - start
+        first = len(self.operations)
         if not _is_free(func):
             self.operations.extend(_describe(func, args, kwargs, out, *self._place(), seconds))
+        if self._flow is not None:
+            self._connect((args, kwargs), out, first)
         return out
+
+    def _connect(self, inputs: Any, out: Any, first: int) -> None:
+        """Note whose results the new operations use, and that `out` is theirs (a view's: that of what it views)."""
+        assert self._flow is not None
+        known = [self._flow[id(x)][1] for x in tree_leaves(inputs) if id(x) in self._flow]
+        parents = tuple(sorted({source for sources in known for source in sources}))
+        made = tuple(range(first, len(self.operations)))
+        for i in made:
+            self.operations[i] = replace(self.operations[i], parents=parents)
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._flow[id(x)] = (x, made or parents)
 
 
 def _join(prefix: str, path: str) -> str:
@@ -341,7 +364,7 @@ def _meta_operations(module: nn.Module, inputs: Sequence[Any], backward: bool) -
 
     state = {k: to_meta(v) for k, v in (*module.named_parameters(), *module.named_buffers())}
     inputs = tree_map_only(Tensor, to_meta, list(inputs))
-    recorder = Recorder({"": module})
+    recorder = Recorder({"": module}, flow=True)
     try:
         with recorder:
             run_pass(module, inputs, backward, state)

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cambrian.dist.launch import run_group
 from cambrian.errors import ConfigError
 from cambrian.inspect.counters import PRODUCTS, Graph, Operation, Recorder
 
@@ -275,3 +276,28 @@ def calibrate(device: str = "cpu", *, rounds: int = 7, clock: Clock | None = Non
     for _ in range(rounds):
         measured.round()
     return measured.result()
+
+
+def calibrate_link(device: Device, *, size: int = 2**22, rounds: int = 12, timeout: float = 60.0) -> Device:
+    """`device` with the latency and bandwidth between two local processes (gloo ping-pong of 4 and `size` bytes)."""
+    small, large = run_group(_ping_pong, 2, size // 4, rounds, timeout=timeout)[0]
+    return replace(device, latency=small / 2, link_bw=size / max((large - small) / 2, 1e-9))
+
+
+def _ping_pong(rank: int, world: int, elements: int, rounds: int) -> list[float]:
+    """Median seconds of a round trip of one element and of `elements`."""
+    import torch.distributed as group
+
+    medians: list[float] = []
+    for count in (1, elements):
+        message, times = torch.zeros(count), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for sender in (0, 1):
+                if rank == sender:
+                    group.send(message, 1 - sender)
+                else:
+                    group.recv(message, sender)
+            times.append(time.perf_counter() - start)
+        medians.append(statistics.median(times[2:]))
+    return medians
