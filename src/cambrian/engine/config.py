@@ -33,7 +33,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+@dataclass_transform(frozen_default=True)
 def config(cls: type[C]) -> type[C]:
     """Make `cls` a frozen dataclass that checks types and ranges on construction, then calls its `check()` if it has one.
 
