@@ -220,6 +220,16 @@ def test_modes_become_grey_or_rgb() -> None:
     assert (decode(half, "x") == 128).all()
 
 
+def test_sizes_average_or_interpolate() -> None:
+    stripes = np.tile(np.array([0, 200], np.uint8), (8, 4))
+    assert (decode(encoded(Image.fromarray(stripes)), "x", size=4) == 100).all()  # shrinking takes means
+    edge = np.repeat(np.array([[0, 0, 200, 200]], np.uint8), 4, axis=0)
+    larger = decode(encoded(Image.fromarray(edge)), "x", size=16)[0, 8]
+    assert (np.diff(larger.astype(int)) >= 0).all() and len(np.unique(larger)) > 3  # enlarging ramps, no blocks
+    wide = decode(encoded(Image.fromarray(np.repeat([[9, 50, 50, 9]], 2, axis=0).astype(np.uint8))), "x", size=2)
+    assert (wide == 50).all()  # the centre square
+
+
 def test_exif_orientation_is_obeyed() -> None:
     picture = Image.new("L", (6, 4))
     stream = io.BytesIO()

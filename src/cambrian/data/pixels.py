@@ -32,7 +32,9 @@ def decode(data: bytes, name: str, size: int | None = None, channels: int | None
         grey = picture.mode in GREY_MODES if channels is None else channels == 1
         picture = _flatten(picture, grey)
         if size is not None:
-            picture = ImageOps.fit(picture, (size, size), Image.Resampling.BOX, centering=(0.5, 0.5))
+            shrinks = min(picture.size) >= size  # the box filter would enlarge to blocks
+            method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+            picture = ImageOps.fit(picture, (size, size), method, centering=(0.5, 0.5))
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: {error}; pictures of up to {MAX_PIXELS} pixels are read") from error
     except _BAD_FILE as error:

@@ -38,7 +38,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     for parent in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         before: nn.Module | None = None
         for name, child in parent.named_children():
-            if isinstance(child, NORMS) and isinstance(before, nn.Conv2d | nn.Linear):
+            if before is not None and isinstance(child, NORMS) and isinstance(before, nn.Conv2d | nn.Linear):
                 weight, bias = folded_weights(before, child)
                 before.weight = nn.Parameter(weight)
                 before.bias = nn.Parameter(bias)
