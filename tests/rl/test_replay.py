@@ -92,7 +92,7 @@ def test_a_restored_memory_draws_the_same(kind: type[Replay]) -> None:
         if isinstance(memory, PrioritisedReplay):
             memory.update(slots, torch.rand(3, generator=g))
     other = kind(70)
-    other.load_state_dict({k: v for k, v in memory.state_dict().items()})
+    other.load_state_dict(memory.state_dict())
     for _ in range(20):
         a = memory.sample(9, torch.Generator().manual_seed(3))
         b = other.sample(9, torch.Generator().manual_seed(3))

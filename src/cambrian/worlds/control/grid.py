@@ -117,7 +117,7 @@ class GridMaze(VecWorld):
     step_cost = 0.01
     walls = np.array([[c == "#" for c in row] for row in _MAZE])
     moves = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]])
-    goal = (7, 7)
+    goal: tuple[int, int] = (7, 7)
 
     def initial(self, n: int) -> np.ndarray:
         """A free cell other than the goal: (row, column)."""
@@ -145,7 +145,7 @@ class GridMaze(VecWorld):
         """Steps to the goal from every cell [9, 9], by breadth-first search; -1 for walls."""
         far = np.full(cls.walls.shape, -1)
         far[cls.goal] = 0
-        queue = deque([cls.goal])
+        queue: deque[tuple[int, int]] = deque([cls.goal])
         while queue:
             row, column = queue.popleft()
             for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):

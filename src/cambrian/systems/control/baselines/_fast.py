@@ -68,8 +68,10 @@ class Dense:
         """Find the memory again; needed after something has replaced a tensor rather than written into it."""
         self.layers: list[Layer] = []
         for module, kind in self.linear:
-            parts = (module.weight.detach(), module.bias.detach(), module.weight.grad, module.bias.grad)
-            self.layers.append(Layer(*(part.numpy() for part in parts if part is not None), kind))
+            weight, bias = module.weight, module.bias
+            assert weight.grad is not None and bias.grad is not None
+            memory = (weight.detach().numpy(), bias.detach().numpy(), weight.grad.numpy(), bias.grad.numpy())
+            self.layers.append(Layer(*memory, kind))
 
     def __call__(self, x: Array) -> Array:
         """[n, D] -> [n, out]; keeps what `backward` needs."""

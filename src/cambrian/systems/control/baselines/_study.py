@@ -9,6 +9,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.roles import Measurement, Progress, Study, study
 from cambrian.engine.samples import Table
 from cambrian.engine.targets import trained
+from cambrian.systems.control.baselines.recipe import BaselinesRecipe
 
 # Mean return of uniformly random actions (measured on 4,096 episodes) and the return that counts as solved. 500 is the highest
 # that CartPole allows; about -150 is what tuned agents reach on Pendulum, where the start decides how much is lost at best.
@@ -74,6 +75,7 @@ class BaselinesStudy(Study[StudyConfig]):
         metrics: dict[str, float] = {}
         for done, (env, settings) in enumerate(own.items()):
             run = trained("baselines", overrides={"env": env, **shared, **settings}, seed=seed)
+            assert isinstance(run, BaselinesRecipe)
             metrics[f"{env}_return"] = run.episodes.mean(50)
             progress(done + 1, len(own))
         values = [scaled(env, metrics[f"{env}_return"]) for env in own]
