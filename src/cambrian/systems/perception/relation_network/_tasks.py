@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,11 +197,11 @@ def _parse(path: Path, most: int = 20) -> list[tuple[list[list[str]], list[str],
 def _tensors(
     items: list[tuple[list[list[str]], list[str], str, int]], number: dict[str, int], lines: int, words: int
 ) -> dict[str, Tensor]:
-    story = torch.zeros(len(items), lines, words, dtype=torch.int64)
-    question = torch.zeros(len(items), 1, words, dtype=torch.int64)
+    story = np.zeros((len(items), lines, words), dtype=np.int32)
+    question = np.zeros((len(items), 1, words), dtype=np.int32)
     for i, (sentences, asked, _, _) in enumerate(items):
         for j, line in enumerate(sentences):
-            story[i, j, : len(line)] = torch.tensor([number[w] for w in line])
-        question[i, 0, : len(asked)] = torch.tensor([number[w] for w in asked])
+            story[i, j, : len(line)] = [number[w] for w in line]
+        question[i, 0, : len(asked)] = [number[w] for w in asked]
     answer, kind = torch.tensor([[number[a], k] for _, _, a, k in items]).split(1, 1)
-    return {"story": story, "question": question, "answer": answer, "kind": kind}
+    return {"story": torch.from_numpy(story), "question": torch.from_numpy(question), "answer": answer, "kind": kind}
