@@ -115,9 +115,9 @@ class SumTree:
         for sums in reversed(self.sums[:-1]):
             children = sums.view(-1, self.fan)[node]
             edges = children.cumsum(1)
-            # Rounding may put the mass beyond the last edge; then the last child with any mass is meant.
-            filled = torch.where(children > 0, torch.arange(self.fan), 0).amax(1)
-            child = torch.minimum((edges <= mass[:, None]).sum(1), filled)
+            # Rounding may have put the mass at or beyond the last edge, where only empty children follow.
+            mass = torch.minimum(mass, edges[:, -1] * (1 - 1e-12))
+            child = (edges <= mass[:, None]).sum(1)
             mass = mass - (edges - children).gather(1, child[:, None])[:, 0]
             node = node * self.fan + child
         return node

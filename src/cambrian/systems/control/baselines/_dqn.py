@@ -52,7 +52,7 @@ def iterate(run: BaselinesRecipe) -> dict[str, Any]:
     assert run.replay is not None and run.window is not None and run.target_net is not None
     taken = run.iteration * config.horizon * config.envs
     epsilon = linear(1.0, config.epsilon, config.explore * config.steps * config.horizon * config.envs, taken)
-    if run.values is not None:
+    if run.values is not None and (run.methods or not run.values.flat.intact):
         run.values.refresh()
     for group in run.optim.param_groups:
         group["lr"] = linear(config.lr, 0.0, config.steps, run.iteration) if config.anneal else config.lr

@@ -36,6 +36,11 @@ class Flat:
         self.gradients = Layout.of(self.parameters).views(self.vector.grad)
         self.attach()
 
+    @property
+    def intact(self) -> bool:
+        """Whether the gradients still are where they were put."""
+        return self.parameters[0].grad is self.gradients[0]
+
     def attach(self) -> None:
         """Put the gradients' memory back in place, after something set `.grad` to None."""
         for parameter, gradient in zip(self.parameters, self.gradients):
@@ -122,16 +127,21 @@ class DuellingDense:
         advantage = self.advantage(features)
         if self.value is None:
             return advantage
-        return self.value(features) + advantage - advantage.mean(1, keepdims=True)
+        return self.value(features) + _centred(advantage)
 
     def backward(self, gradient: Array) -> None:
         """Set all gradients from that of the action values [n, A]."""
-        centred = gradient if self.value is None else gradient - gradient.mean(1, keepdims=True)
+        centred = gradient if self.value is None else _centred(gradient)
         back = self.advantage.backward(centred, to_input=True)
         assert back is not None
         if self.value is not None:
             back = back + self.value.backward(gradient.sum(1, keepdims=True), to_input=True)
         self.encoder.backward(back)
+
+
+def _centred(x: Array) -> Array:
+    """[n, A] minus each row's mean."""
+    return x - np.add.reduce(x, 1, keepdims=True) * np.float32(1 / x.shape[1])
 
 
 @dataclass(frozen=True)
