@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class Replay:
 class SumTree:
     """Sums and minima over `size` non-negative leaves, kept in a tree in which every node has 64 children.
 
-    A wide tree costs a handful of tensor operations for a whole batch (3 levels for 262,144 leaves), where a binary one needs 18.
+    A wide tree costs a handful of array operations for a whole batch (3 levels for 262,144 leaves), where a binary one needs 18.
     Nodes are recomputed from their children, so rounding errors do not pile up.
     """
 
@@ -87,8 +88,8 @@ class SumTree:
         while widths[-1] > 1:
             widths.append(-(-widths[-1] // self.fan))
         padded = [width * self.fan for width in widths[1:]] + [1] if size > 1 else [1]
-        self.sums = [torch.zeros(width, dtype=torch.float64) for width in padded]
-        self.mins = [torch.full((width,), float("inf"), dtype=torch.float64) for width in padded]
+        self.sums = [np.zeros(width) for width in padded]
+        self.mins = [np.full(width, np.inf) for width in padded]
 
     @property
     def total(self) -> float:
@@ -102,25 +103,25 @@ class SumTree:
 
     def update(self, index: Tensor, values: Tensor) -> None:
         """Set leaves [n]; equal indices must carry equal values."""
-        self.sums[0][index] = values
-        self.mins[0][index] = self.sums[0][index]
+        place = index.numpy()
+        self.sums[0][place] = self.mins[0][place] = values.numpy()
         for level in range(1, len(self.sums)):
-            index = index // self.fan
-            self.sums[level][index] = self.sums[level - 1].view(-1, self.fan)[index].sum(1)
-            self.mins[level][index] = self.mins[level - 1].view(-1, self.fan)[index].amin(1)
+            place = place // self.fan
+            self.sums[level][place] = np.add.reduce(self.sums[level - 1].reshape(-1, self.fan)[place], 1)
+            self.mins[level][place] = np.minimum.reduce(self.mins[level - 1].reshape(-1, self.fan)[place], 1)
 
     def find(self, mass: Tensor) -> Tensor:
         """The leaf in which each cumulative mass [n] in [0, total) falls: [n]."""
-        node = torch.zeros(len(mass), dtype=torch.int64)
+        left, node, row = mass.numpy(), np.zeros(len(mass), np.int64), np.arange(len(mass))
         for sums in reversed(self.sums[:-1]):
-            children = sums.view(-1, self.fan)[node]
-            edges = children.cumsum(1)
+            children = sums.reshape(-1, self.fan)[node]
+            edges = np.add.accumulate(children, 1)
             # Rounding may have put the mass at or beyond the last edge, where only empty children follow.
-            mass = torch.minimum(mass, edges[:, -1] * (1 - 1e-12))
-            child = (edges <= mass[:, None]).sum(1)
-            mass = mass - (edges - children).gather(1, child[:, None])[:, 0]
+            left = np.minimum(left, edges[:, -1] * (1 - 1e-12))
+            child = np.add.reduce(edges <= left[:, None], 1)
+            left = left - (edges[row, child] - children[row, child])
             node = node * self.fan + child
-        return node
+        return torch.from_numpy(node)
 
 
 class PrioritisedReplay(Replay):
@@ -145,7 +146,8 @@ class PrioritisedReplay(Replay):
         total = self.tree.total
         slices = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         index = self.tree.find(slices * total)
-        weight = (self.tree.sums[0][index] / self.tree.smallest) ** -beta
+        leaves = torch.from_numpy(self.tree.sums[0][index.numpy()])
+        weight = (leaves / self.tree.smallest) ** -beta
         return {**self.at(index), "weight": weight.float()}
 
     def update(self, index: Tensor, errors: Tensor) -> None:
@@ -156,7 +158,11 @@ class PrioritisedReplay(Replay):
 
     def state_dict(self) -> dict[str, Any]:
         """The ring, the leaves and the largest priority."""
-        return {**super().state_dict(), "leaves": self.tree.sums[0][: self.size], "largest": self.largest}
+        return {
+            **super().state_dict(),
+            "leaves": torch.from_numpy(self.tree.sums[0][: self.size].copy()),
+            "largest": self.largest,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`; the tree is built anew from its leaves, which gives the same sums."""
