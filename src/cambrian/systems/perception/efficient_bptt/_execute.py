@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _NormBase
 
 from cambrian.errors import CapabilityError, ConfigError, ShapeError
-from cambrian.systems.perception.efficient_bptt._plan import Action, Plan, plan, segment
+from cambrian.systems.perception.efficient_bptt._plan import Action, Plan, framed, plan, segment
 
 State = Any  # a tensor, or nested tuples or lists of tensors
 Step = Callable[[Tensor, State], "tuple[Any, State]"]
@@ -98,34 +98,37 @@ def rebuild(like: State, tensors: Iterator[Tensor]) -> State:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one step of a cell costs, in bytes; `alpha` is internal / state, rounded up."""
+    """What one step of a cell costs, in bytes: its state, what it adds to full backpropagation, what it takes when kept
+    alone (with the states before and after it, which a row of kept steps shares), and its input."""
 
     state: int
     internal: int
+    alone: int
     inputs: int
 
     @property
     def alpha(self) -> int:
-        """Units of an internal state."""
+        """Units of an internal state: internal / state, rounded up."""
         return max(1, math.ceil(self.internal / self.state))
-
-    def units(self, megabytes: float) -> int:
-        """Units that fit into a budget in MB (10^6 bytes), after room for the step being backpropagated."""
-        return int(megabytes * 1e6 / self.state) - self.alpha
 
 
 def memory_of(cell: Any, x: Tensor, state: State) -> Memory:
-    """Bytes of a hidden state, of what autograd saves for one more step, and of one step's input."""
+    """Measure two steps of `cell` from `state` on the first input; leaves gradients, buffers and generators untouched."""
     modules = [cell] if isinstance(cell, nn.Module) else []
     meter = Meter([p for m in modules for p in (*m.parameters(), *m.buffers())] + [x])
-    step, live = as_step(cell), [0]
-    with torch.random.fork_rng(devices=_cuda(state)), _buffers_kept(modules), torch.enable_grad(), meter.watch():
+    step, live = as_step(cell), list[int]()
+    with torch.random.fork_rng(devices=_cuda(state)), _buffers_kept(modules), torch.enable_grad():
         current = rebuild(state, iter([s.detach().requires_grad_(s.is_floating_point()) for s in leaves(state)]))
-        for t in (0, 0):
-            _, current = step(x[t].detach(), current)
+        ends: list[Held] = []
+        for _ in range(2):
+            with meter.watch():
+                _, current = step(x[0].detach(), current)
             live.append(meter.live)
+            if not ends:
+                ends = [meter.hold(s) for s in leaves(current)]
+                alone = meter.live
     size = sum(s.numel() * s.element_size() for s in leaves(state))
-    return Memory(size, live[2] - live[1], x[0].numel() * x.element_size())
+    return Memory(size, live[1] - live[0], alone, x[0].numel() * x.element_size())
 
 
 _BUDGET: ContextVar[float | None] = ContextVar("megabytes", default=None)
@@ -144,13 +147,14 @@ def memory_budget(*, megabytes: float) -> Iterator[None]:
 def plan_for(cell: Any, x: Tensor, state: State, megabytes: float) -> Plan:
     """The exact mixed plan for a budget in MB. Raises `ConfigError` naming the least that works."""
     memory = memory_of(cell, x, state)
-    units = memory.units(megabytes)
+    alpha = math.ceil(memory.alone / memory.state)
+    units = int(megabytes * 1e6 / memory.state) - alpha  # room for the step that is being backpropagated
     if units < 1:
-        least = (memory.alpha + 1) * memory.state / 1e6
+        least = (alpha + 1) * memory.state / 1e6
         raise ConfigError(
             f"{megabytes:g} MB cannot hold one hidden and one internal state; the least is {least:.3g} MB"
         )
-    return plan(len(x), units, memory.alpha)
+    return plan(len(x), units, alpha)
 
 
 def bptt(
@@ -224,7 +228,7 @@ class _Execution:
         self.devices, self.rng_on, self.meter, self.length = _cuda(state), preserve_rng, meter, length
         self.initial = leaves(state)
         self.now, self.furthest = [s.detach() for s in self.initial], 0
-        self.rng = self._rng()
+        self.rng = self.rng_start = self._rng()
         self.stored: dict[int, _Kept] = {}
         self.tapes: dict[int, _Tape] = {}
         self.grads: list[Tensor | None] = [None] * len(self.initial)
@@ -311,9 +315,10 @@ class _Execution:
     def _keep(self, tensors: list[Tensor]) -> _Kept:
         rng = self._rng()
         if all(torch.equal(a, b) for a, b in zip(rng, self.rng, strict=True)):
-            rng = self.rng  # a cell that draws nothing costs nothing
+            rng = self.rng  # a cell that draws nothing keeps one copy for all
         self.rng = rng
-        held = [self.meter.hold(t) for t in (*tensors, *rng)] if self.meter is not None else []
+        counted = tensors if rng is self.rng_start else [*tensors, *rng]
+        held = [self.meter.hold(t) for t in counted] if self.meter is not None else []
         return _Kept(tensors, rng, held)
 
     def _rng(self) -> list[Tensor]:
@@ -393,13 +398,12 @@ def bptt_stream(
     if budget < 2:
         raise ConfigError(f"a stream needs a budget of at least 2 hidden states, not {budget}")
     inputs: list[Tensor] = []
-    programme = _stream_programme(steps, inputs, budget, alpha)
+    programme = framed(_stream_programme(steps, inputs, budget, alpha))
     return _Execution(cell, inputs, state, loss_fn, meter=meter).follow(programme)
 
 
 def _stream_programme(steps: Iterable[Tensor], inputs: list[Tensor], budget: int, alpha: int) -> Iterator[Action]:
     stride, starts, slots = 1, [0], max(1, budget // 2)
-    yield Action("store", 0)
     for x in steps:
         t = len(inputs)
         inputs.append(x)

@@ -126,12 +126,12 @@ def plan(
     if kind not in ("full", "sqrt") and (budget is None or budget < 1):
         raise ConfigError(f"the budget must hold at least 1 hidden state (the initial one), not {budget}")
     if kind == "full":
-        actions: list[Action] = list(_stored(_taped(0, T)))
+        actions: list[Action] = list(framed(_taped(0, T)))
     elif kind == "sqrt":
-        actions = list(_stored(_segments(T, alpha, budget)))
+        actions = list(framed(_segments(T, alpha, budget)))
     else:
         assert budget is not None
-        actions = list(_stored(_solve(T, min(budget, 1 + alpha * T), alpha, kind, split, cache)))
+        actions = list(framed(_solve(T, min(budget, 1 + alpha * T), alpha, kind, split, cache)))
     cost = sum(a.n for a in actions if a.op in ("run", "tape", "last"))
     peak = _peak(actions, alpha)
     return Plan(T, peak if budget is None else budget, alpha, kind, cost, peak, tuple(actions))
@@ -277,7 +277,9 @@ def _starts(T: int, length: int) -> list[int]:
 
 def _segments(T: int, alpha: int, budget: int | None) -> Iterator[Action]:
     def memory(length: int) -> int:
-        return len(_starts(T, length)) + alpha * (min(length, T) - 1)
+        last = len(_starts(T, length)) - 1
+        tail = T - last * length  # the last segment, backpropagated while all starts are held
+        return max(last + 1 + alpha * (tail - 1), last + alpha * (length - 1) if last else 0)
 
     best = min(range(1, T + 1), key=memory)
     if budget is not None and memory(best) > budget:
@@ -314,7 +316,7 @@ def _chunked(T: int, budget: int, alpha: int, cache: Path | None) -> Iterator[Ac
         yield Action("free", starts[i])
 
 
-def _stored(actions: Iterator[Action]) -> Iterator[Action]:
+def framed(actions: Iterator[Action]) -> Iterator[Action]:
     """Frame a programme: the initial state is stored first; needless loads and double frees are left out."""
     yield Action("store", 0)
     where, held = 0, {0}
