@@ -40,7 +40,7 @@ from cambrian.systems.attack.fgsm.model import (
     line_fit,
     logit_paths,
 )
-from cambrian.systems.perception.vgg import SMALL_TARGET
+from cambrian.systems.perception.vgg import SMALL_COLOUR_TARGET
 
 # -- attack ------------------------------------------------------------------------------------------------------------
 
@@ -206,8 +206,7 @@ class Config:
     steps: int = option(300, "training: fine-tuning steps", low=1)
     lr: float = option(2e-3, "training: AdamW rate", low=0.0)
     samples: int = option(1000, "test samples", low=10)
-    target_steps: int = option(600, "training steps of the network to be attacked", low=1)
-    data: str = option("photos", "embedded data of that network", choices=("photos", "glyphs"))
+    target_steps: int = option(900, "training steps of the network to be attacked", low=1)
 
 
 ATTACK = Claim(
@@ -245,15 +244,15 @@ class FGSMStudy(Study[Config]):
     """Attacks a small trained network; or fine-tunes it on adversarial examples and attacks it again."""
 
     presets = {
-        "smoke": Config(samples=64, steps=4, target_steps=40),
+        "smoke": Config(samples=64, steps=4, target_steps=60),
         "laptop": Config(),
         "paper": Config(samples=10000, steps=20000, target_steps=10_000),
     }
     claims = (ATTACK, TRAINING)
 
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
-        overrides = {**SMALL_TARGET, "steps": self.config.target_steps}
-        target = trained("vgg", data=self.config.data, overrides=overrides, seed=seed).target()
+        overrides = {**SMALL_COLOUR_TARGET, "steps": self.config.target_steps}
+        target = trained("vgg", data="glyphs", overrides=overrides, seed=seed).target()
         progress(1, 2)
         metrics = self._attack(target, seed) if self.config.experiment == "attack" else self._training(target, seed)
         progress(2, 2)

@@ -18,6 +18,7 @@ from cambrian.inspect.results import Row
 from cambrian.inspect.target import Target
 
 INPUT = "input"
+METHODS = ("discriminant", "ridge", "logistic")  # two closed forms, and L-BFGS to convergence
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 KINDS = ("Conv", "ReLU", "ELU", "SELU", "GELU", "SiLU", "Tanh", "Sigmoid", "Pool", "Linear", "Maxout")
 
@@ -134,20 +135,43 @@ class Moments:
         self.cross.addmm_(z.T, onehot)
 
     def ridge(self, strengths: tuple[float, ...] = STRENGTHS) -> tuple[Tensor, Tensor]:
-        """Weights `[L,D,K]` and biases `[L,K]` for raw features, one eigendecomposition for all strengths.
+        """Least squares on one-hot labels: weights `[L,D,K]` and biases `[L,K]`, one eigendecomposition for all strengths.
 
-        Features are standardised with their own statistics; constant ones get weight zero.
+        Features are standardised with their own statistics; constant ones get weight zero. With few features and many
+        classes, least squares hides classes behind one another: there the discriminant is the better probe.
         """
         mean, prior = self.total / self.count, self.labels / self.count
+        cov, scale = self._standard(mean)
+        slope = (self.cross / self.count - torch.outer(mean, prior)) * scale[:, None]
+        weights = _solve(cov, slope, strengths) * scale[:, None]
+        return weights, prior - torch.einsum("d,ldk->lk", mean, weights)
+
+    def discriminant(self, strengths: tuple[float, ...] = STRENGTHS) -> tuple[Tensor, Tensor]:
+        """The softmax probe in closed form when classes are Gaussians of one shape (linear discriminant analysis):
+
+        W = (S + lambda I)^-1 M, b_k = log prior_k - M_k . W_k / 2, M the class means and S the covariance within classes.
+        """
+        mean, prior = self.total / self.count, (self.labels / self.count).clamp_min(1e-12)
+        cov, scale = self._standard(mean)
+        means = (self.cross / self.labels.clamp_min(1) - mean[:, None] * (self.labels > 0)) * scale[:, None]  # [D,K]
+        weights = _solve(cov - (means * prior) @ means.T, means, strengths)
+        biases = prior.log() - torch.einsum("dk,ldk->lk", means, weights) / 2
+        weights = weights * scale[:, None]
+        return weights, biases - torch.einsum("d,ldk->lk", mean, weights)
+
+    def _standard(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         cov = self.gram / self.count - torch.outer(mean, mean)
         spread = cov.diagonal().clamp_min(0).sqrt()
         alive = spread > 1e-9 * (1 + mean.abs())
         scale = torch.where(alive, 1 / spread.clamp_min(1e-300), 0.0)
-        values, vectors = torch.linalg.eigh(cov * torch.outer(scale, scale))
-        rotated = vectors.T @ ((self.cross / self.count - torch.outer(mean, prior)) * scale[:, None])
-        weights = torch.stack([vectors @ (rotated / (values.clamp_min(0) + s)[:, None]) for s in strengths])
-        weights = weights * scale[:, None]
-        return weights, prior - torch.einsum("d,ldk->lk", mean, weights)
+        return cov * torch.outer(scale, scale), scale
+
+
+def _solve(matrix: Tensor, right: Tensor, strengths: tuple[float, ...]) -> Tensor:
+    """`(matrix + s I)^-1 right` for every strength, `[L,D,K]`."""
+    values, vectors = torch.linalg.eigh(matrix)
+    rotated = vectors.T @ right
+    return torch.stack([vectors @ (rotated / (values.clamp_min(0) + s)[:, None]) for s in strengths])
 
 
 def logistic(z: Tensor, y: Tensor, classes: int, strength: float) -> tuple[Tensor, Tensor, float]:
@@ -183,7 +207,7 @@ class Probes:
     points: str = "auto"
     reduce: str = "pool"
     labels: str = "class"
-    method: str = "ridge"
+    method: str = "discriminant"
     samples: int | None = None
     limit: int = 512
 
@@ -197,7 +221,7 @@ class Probes:
         """
         names = probe_points(target, self.points)
         reduce = Reduce.parse(self.reduce, generator, self.limit)
-        solve = self._ridge if self.method == "ridge" else self._logistic
+        solve = self._logistic if self.method == "logistic" else self._closed
         probes = solve(target, names, reduce)
         errors = {split: self._errors(target, split, names, reduce, probes) for split in ("train", "valid", "test")}
         rows: list[Row] = []
@@ -208,7 +232,7 @@ class Probes:
             rows.append({**row, "strength": STRENGTHS[best], "method": self.method, "labels": self.labels})
         return rows
 
-    def _ridge(self, target: Target, names: list[str], reduce: Reduce) -> dict[str, tuple[Tensor, Tensor]]:
+    def _closed(self, target: Target, names: list[str], reduce: Reduce) -> dict[str, tuple[Tensor, Tensor]]:
         classes, sums = self._classes(target), {}
         for features, y in stream(target, "train", names, reduce, self.labels, self.samples):
             onehot = F.one_hot(y, classes).double()
@@ -216,7 +240,7 @@ class Probes:
                 if name not in sums:
                     sums[name] = Moments(z.shape[1], classes, z.device)
                 sums[name].add(z, onehot)
-        return {name: moments.ridge() for name, moments in sums.items()}
+        return {name: getattr(moments, self.method)() for name, moments in sums.items()}
 
     def _logistic(self, target: Target, names: list[str], reduce: Reduce) -> dict[str, tuple[Tensor, Tensor]]:
         found: dict[str, list[Tensor]] = {name: [] for name in names}
