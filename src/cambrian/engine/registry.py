@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -125,6 +126,11 @@ def card(slug: str) -> Card:
     if found is None:
         raise ConfigError(f"unknown system {slug!r}{nearest(slug, list(cards()))}; run 'cambrian list' to see all")
     return found
+
+
+def code_hash(slug: str) -> str:
+    """A hash of the system's own files: what is cached for it is stale when they change."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in card(slug).files)).hexdigest()
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cambrian.codec import files
+from cambrian.engine import registry
 from cambrian.engine.checkpoint import Checkpoints
 from cambrian.engine.loop import Loop, fit
 from cambrian.engine.recipe import Recipe
@@ -30,7 +31,8 @@ def trained(
     """
     spec, config = spec_for(slug, preset=preset, seed=seed, data=data, with_=with_, settings=overrides)
     loop = Loop(spec.make(config=config))
-    key = json.dumps([spec.slug, spec.config, seed, spec.methods, loop.recipe.data.fingerprint()], sort_keys=True)
+    known = [spec.slug, spec.config, seed, spec.methods, loop.recipe.data.fingerprint(), registry.code_hash(spec.slug)]
+    key = json.dumps(known, sort_keys=True)
     folder = runs_root() / ".targets" / f"{spec.slug}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder, keep=1)

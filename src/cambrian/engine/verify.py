@@ -107,8 +107,7 @@ def current_hash(slug: str, claim: Claim, preset: str) -> str:
 
 
 def _jobs(holder: Any, claim: Claim, preset: str, data: str | None, sabotage: bool, seeds: Sequence[int]) -> list[Job]:
-    card = registry.card(holder.slug)
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in card.files)).hexdigest()
+    code = registry.code_hash(holder.slug)
     jobs: list[Job] = []
     for arm, values in resolve_arms(holder, claim, preset).items():
         if arm == SABOTAGE and not sabotage:
