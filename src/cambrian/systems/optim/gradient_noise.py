@@ -51,28 +51,55 @@ def noise_std(t: int, eta: float, gamma: float = 0.55) -> float:
     return math.sqrt(eta / (1.0 + t) ** gamma)
 
 
+class Scratch:
+    """A noise vector and its views in the shapes of some gradients, kept from step to step."""
+
+    def __init__(self, grads: Sequence[Tensor], where: torch.device) -> None:
+        self.shapes = [g.shape for g in grads]
+        self.layout = Layout.of(grads)
+        self.vector = self.layout.empty()
+        self.views = self.layout.views(self.vector)
+        self.drawn = self.vector if where == self.vector.device else torch.empty_like(self.vector, device=where)
+
+    def draw(self, generator: torch.Generator | None) -> list[Tensor]:
+        """Fresh standard-normal noise."""
+        self.drawn.normal_(generator=generator)
+        if self.drawn is not self.vector:
+            self.vector.copy_(self.drawn)
+        return self.views
+
+
+Scratches = dict[tuple[torch.device, torch.dtype], Scratch]
+
+
 def add_gradient_noise_(
-    params: Iterable[Tensor], t: int, eta: float, gamma: float = 0.55, generator: torch.Generator | None = None
+    params: Iterable[Tensor],
+    t: int,
+    eta: float,
+    gamma: float = 0.55,
+    generator: torch.Generator | None = None,
+    *,
+    scratch: Scratches | None = None,
 ) -> float:
     """Add noise of step `t` to every `.grad` in place; returns sigma_t. `eta` = 0 touches nothing and draws nothing.
 
     One draw serves all parameters of a device and dtype, so the noise is a function of the generator and the sizes alone;
-    it is drawn on the generator's device. Raises `CapabilityError` for sparse gradients.
+    it is drawn on the generator's device. A `scratch` dict that the caller keeps saves making views at every step.
+    Raises `CapabilityError` for sparse gradients.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for p in params:
-        if p.grad is not None:
-            if p.grad.layout != torch.strided:
+        grad = p.grad
+        if grad is not None:
+            if grad.layout != torch.strided:
                 raise CapabilityError("gradient noise needs dense gradients; build the embedding with sparse=False")
-            groups.setdefault((p.grad.device, p.grad.dtype), []).append(p.grad)
+            groups.setdefault((grad.device, grad.dtype), []).append(grad)
     sigma = noise_std(t, eta, gamma)
-    if eta == 0:
-        return sigma
-    for (device, dtype), grads in groups.items():
-        sizes = [g.numel() for g in grads]
-        where = generator.device if generator is not None else device
-        flat = torch.randn(sum(sizes), generator=generator, device=where, dtype=dtype).to(device)
-        axpy_(grads, [n.view_as(g) for n, g in zip(flat.split(sizes), grads, strict=True)], sigma)
+    kept = {} if scratch is None else scratch
+    for key, grads in groups.items() if eta else ():
+        if key not in kept or kept[key].shapes != [g.shape for g in grads]:
+            kept[key] = Scratch(grads, generator.device if generator is not None else key[0])
+        axpy_(grads, kept[key].draw(generator), sigma)
     return sigma
 
 
@@ -100,6 +127,7 @@ class GradientNoise(WrappedOptimiser):
             raise ConfigError(f"order is one of {', '.join(ORDERS)} and clip_norm positive, not {order!r}, {clip_norm}")
         super().__init__(optimizer)
         self.eta, self.gamma, self.order, self.clip_norm, self.t = eta, gamma, order, clip_norm, 0
+        self.scratch: Scratches = {}
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
 
     def before(self, loss: float | Tensor | None) -> None:
@@ -107,7 +135,7 @@ class GradientNoise(WrappedOptimiser):
         params = [p for group in self.param_groups for p in group["params"]]
         if self.clip_norm is not None and self.order == "clip-then-noise":
             nn.utils.clip_grad_norm_(params, self.clip_norm)
-        add_gradient_noise_(params, self.t, self.eta, self.gamma, self.generator)
+        add_gradient_noise_(params, self.t, self.eta, self.gamma, self.generator, scratch=self.scratch)
         if self.clip_norm is not None and self.order == "noise-then-clip":
             nn.utils.clip_grad_norm_(params, self.clip_norm)
         self.t += 1

@@ -94,7 +94,7 @@ class Plan:
             ylabel="position in the sequence",
             title=f"{self.kind}: {self.length} steps, budget {self.budget} units (alpha {self.alpha}), {self.cost} forwards",
         )
-        axes.legend(fontsize=7, loc="lower right")
+        axes.legend(fontsize=7, loc="upper left")
         if path is not None:
             figure.savefig(path, dpi=120)
         return figure

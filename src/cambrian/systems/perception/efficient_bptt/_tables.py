@@ -28,7 +28,7 @@ class Table:
         self.kind, self.alpha, self.split = kind, alpha, split
         self.hid, self.int = hid, internal
 
-    def rows(self, t: int) -> slice | NDArray[np.int64]:
+    def rows(self, t: int) -> NDArray[np.int64]:
         """The splits y that are tried for a segment of t steps."""
         return np.array([(t + 1) // 2]) if self.split == "half" and t > 1 else np.arange(1, t + 1)
 

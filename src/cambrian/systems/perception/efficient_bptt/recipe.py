@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cambrian.engine.claims import Arm, Claim, Condition
 from cambrian.engine.config import config, option
 from cambrian.engine.roles import Measurement, Progress, Study, study
 from cambrian.engine.samples import Curves, Gallery, Plot, Table
-from cambrian.systems.perception.efficient_bptt._execute import Meter, bptt, memory_of
+from cambrian.systems.perception.efficient_bptt._execute import Memory, Meter, bptt, memory_of
 from cambrian.systems.perception.efficient_bptt._plan import KINDS, SPLITS, Plan, plan
 
 
@@ -98,12 +99,16 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
 
 
-def make_plan(c: Config, length: int, alpha: int) -> Plan:
+def make_plan(c: Config, length: int, memory: Memory) -> Plan:
     """The plan that a configuration asks for."""
     if c.kind in ("full", "sqrt"):
-        return plan(length, None, alpha, c.kind)
-    units = int(c.fraction * length * alpha) if c.fraction else plan(length, None, alpha, "sqrt").peak
-    return plan(length, max(units, 1), alpha, c.kind, split=c.split)
+        return plan(length, None, memory.alpha, c.kind)
+    if c.fraction:
+        return plan(length, max(1, int(c.fraction * length * memory.alpha)), memory.alpha, c.kind, split=c.split)
+    # steps kept one by one do not share states with their neighbours, as those of a segment do: count them in full
+    alone = math.ceil(memory.alone / memory.state)
+    units = plan(length, None, memory.alpha, "sqrt").peak - (alone - memory.alpha)
+    return plan(length, max(1, units), alone, c.kind, split=c.split)
 
 
 @study("efficient-bptt")
@@ -121,14 +126,14 @@ class EfficientBPTTStudy(Study[Config]):
         c = self.config
         problem = Problem(c, seed, c.length, 0.0)
         memory = memory_of(problem.cell, problem.x, problem.state)
-        p = make_plan(c, c.length, memory.alpha)
+        p = make_plan(c, c.length, memory)
         progress(1, 4)
         expected, full_bytes = problem.full()
         progress(2, 4)
         found, peak = (expected, full_bytes) if c.kind == "full" else problem.planned(p)
         progress(3, 4)
         noisy = Problem(c, seed, c.dropout_length, 0.2)
-        short = make_plan(c, c.dropout_length, memory_of(noisy.cell, noisy.x, noisy.state).alpha)
+        short = make_plan(c, c.dropout_length, memory_of(noisy.cell, noisy.x, noisy.state))
         dropout_error = difference(noisy.planned(short)[0], noisy.full()[0])
         metrics = {
             "peak_bytes": float(peak),
@@ -196,18 +201,21 @@ class EfficientBPTTStudy(Study[Config]):
 
 
 def _picture(c: Config, p: Plan, alpha: int) -> Gallery:
-    parts = [part for part in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05) if int(part * c.length * alpha) >= 1]
+    length = min(c.length, 400)  # tables for a thousand steps take longer than the measurement
+    parts = [part for part in (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05) if int(part * length * alpha) >= 1]
     lines: dict[str, Any] = {}
     rows: list[tuple[Any, ...]] = []
     for kind in ("mixed", "mixed-paper", "internal", "hidden"):
-        plans = [plan(c.length, max(1, int(part * c.length * alpha)), alpha, kind) for part in parts]
+        plans = [plan(length, max(1, int(part * length * alpha)), alpha, kind) for part in parts]
         lines[kind] = ([100 * part for part in parts], [q.forwards_per_step for q in plans])
         rows += [(kind, part, q.budget, q.forwards_per_step) for part, q in zip(parts, plans, strict=True)]
-    root = plan(c.length, None, alpha, "sqrt")
-    rows.append(("sqrt", root.peak / (alpha * c.length), root.peak, root.forwards_per_step))
+    root = plan(length, None, alpha, "sqrt")
+    rows.append(("sqrt", root.peak / (alpha * length), root.peak, root.forwards_per_step))
     return Gallery(
         {
-            "cost over budget": Curves(lines, x="budget, % of full backpropagation", y="forwards per step"),
+            "cost over budget": Curves(
+                lines, x=f"budget, % of full backpropagation, {length} steps", y="forwards per step"
+            ),
             "timeline": Plot(p.draw()),
             "plans": Table(("kind", "part of full memory", "units", "forwards per step"), rows),
         }
