@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from cambrian.engine.run import Run
 
 pytest.importorskip("accelerate")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cambrian.engine import registry
 from cambrian.engine import state as trees
 from cambrian.engine.loop import Loop, evaluate

@@ -80,7 +80,7 @@ def _check_entries(path: Path, header: dict[str, Any], payload: int) -> dict[str
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path}: the entry of tensor {name!r} is malformed") from None
-        if dtype not in _SIZES:
+        if not isinstance(dtype, str) or dtype not in _SIZES:
             raise CheckpointError(f"{path}: tensor {name!r} has the unknown type {dtype!r}")
         if len(shape) > 16 or math.prod(shape) * _SIZES[dtype] != end - begin:
             raise CheckpointError(f"{path}: tensor {name!r} declares shape {shape} but {end - begin} bytes")
