@@ -57,6 +57,13 @@ def total_or_die(rank: int, world: int) -> int:
     return rank
 
 
+def total_or_raise(rank: int, world: int) -> int:
+    if rank == 1:
+        raise ValueError("no data")
+    group.barrier()
+    return rank
+
+
 def square(x: int) -> int:
     return x * x
 

@@ -115,6 +115,8 @@ def test_group_computes_together_and_names_the_rank_that_dies(entries: ModuleTyp
     assert run_group(entries.total, 2, 0.5) == [[1.5, 0], [1.5, 1]]
     with pytest.raises(WorkerLost, match="worker 1 was lost"):
         run_group(entries.total_or_die, 2)
+    with pytest.raises(WorkerLost, match="worker 1 was lost: ValueError: no data"):
+        run_group(entries.total_or_raise, 2)
 
 
 def test_a_reader_never_sees_half_a_version(entries: ModuleType) -> None:

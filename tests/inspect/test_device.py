@@ -12,7 +12,7 @@ from torch import nn
 
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.inspect.counters import Graph, Operation, count_step, trace
-from cambrian.inspect.device import Calibration, Device, Rate
+from cambrian.inspect.device import Calibration, Device, Rate, calibrate_link
 from cambrian.inspect.profile import profile, profile_step
 
 
@@ -113,6 +113,11 @@ def test_profile_of_a_step_moves_the_weights_and_sees_the_optimiser(calibration:
     assert {r.layer for r in result.rows} >= {"net.0", "net.3"}
     assert any(op.direction == "update" for op in result.graph.operations)
     assert not torch.equal(before, module[0].weight)
+
+
+def test_the_link_is_measured_between_two_processes() -> None:
+    device = calibrate_link(Device(1e9, 1e9), size=2**18, rounds=5)
+    assert 1e-6 < device.latency < 0.1 and 1e6 < device.link_bw < 1e12
 
 
 def test_bad_devices_are_typed_errors() -> None:

@@ -34,11 +34,11 @@ _PAYLOAD, _FAILURE = b"\x00", b"\x01"
 
 
 class WorkerLost(RunError):
-    """A worker process died or raised; `rank` says which."""
+    """A worker process died, or raised (`died` is False); `rank` says which."""
 
-    def __init__(self, rank: int, reason: str) -> None:
+    def __init__(self, rank: int, reason: str, died: bool = True) -> None:
         super().__init__(f"worker {rank} was lost: {reason}")
-        self.rank = rank
+        self.rank, self.died = rank, died
 
 
 class WorkerTimeout(RunError):
@@ -133,12 +133,14 @@ class Fleet:
             try:
                 message = self.connections[rank].recv_bytes()
             except (EOFError, OSError):
-                message = _FAILURE + self._obituary(rank).encode()
+                self._drop(rank)
+                self._losses.append(WorkerLost(rank, self._obituary(rank)))
+                continue
             if message[:1] == _PAYLOAD:
                 messages.append((rank, message[1:]))
             else:
                 self._drop(rank)
-                self._losses.append(WorkerLost(rank, message[1:].decode(errors="replace")))
+                self._losses.append(WorkerLost(rank, message[1:].decode(errors="replace"), died=False))
         if messages:
             return messages  # what has arrived is handed over before a loss is told
         if self._losses:
@@ -225,7 +227,7 @@ def _child(
 
 
 def run_group(
-    function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 60.0, threads: int = 1
+    function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 120.0, threads: int = 1
 ) -> list[Any]:
     """`function(rank, world, *arguments)` on every rank of a gloo group of local processes; the results by rank.
 
@@ -247,8 +249,27 @@ def run_group(
                         results[rank] = json.loads(message)
                 except WorkerLost as loss:
                     if loss.rank not in results:  # one that has answered may go
-                        raise
+                        raise _cause(fleet, loss) from None
     return [results[rank] for rank in range(world)]
+
+
+def _cause(fleet: Fleet, first: WorkerLost, seconds: float = 5.0) -> WorkerLost:
+    """The loss that brought the others about: when one rank goes, its partners fail too, and may be heard first."""
+    losses = [first]
+    deadline = time.monotonic() + seconds
+    while fleet.alive and time.monotonic() < deadline and _is_effect(losses[-1]):
+        try:
+            fleet.receive(max(0.0, deadline - time.monotonic()))
+        except WorkerLost as loss:
+            losses.append(loss)
+        except WorkerTimeout:
+            break
+    return min(losses, key=_is_effect)
+
+
+def _is_effect(loss: WorkerLost) -> bool:
+    """Whether it is a broken connection to a partner: gloo's way to notice that another rank has gone."""
+    return not loss.died and "onnection" in str(loss)
 
 
 def _member(

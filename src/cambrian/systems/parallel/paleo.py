@@ -66,6 +66,7 @@ class Config:
     model: str = option("paleo", "the cost model, or FLOPs alone", choices=("paleo", "flops"))
     permuted: bool = option(False, "shuffle the calibrated rates among the classes of kernels")
     memory_classes: bool = option(False, "also calibrate pooling, normalisation and elementwise work")
+    quick: bool = option(False, "calibrate on a quarter of the micro-benchmarks")
     nets: tuple[str, ...] = option(tuple(NETS), "networks to predict", choices=tuple(NETS))
     batches: tuple[int, ...] = option((2, 8, 16), "batch sizes", low=2)
     repeats: int = option(5, "rounds of calibration and measurement, interleaved", low=1)
@@ -292,7 +293,7 @@ CLAIM = Claim(
 @study("paleo")
 class PaleoStudy(Study[Config]):
     presets = {
-        "smoke": Config(nets=("lenet", "mlp"), batches=(2, 8), repeats=2, workers=1),
+        "smoke": Config(nets=("lenet", "mlp"), batches=(2, 8), repeats=2, workers=1, quick=True),
         "laptop": Config(),
         "paper": Config(batches=(16, 64, 128), repeats=11, workers=2),
     }
@@ -307,7 +308,7 @@ class PaleoStudy(Study[Config]):
             torch.manual_seed(seed)
             nets = {name: NETS[name][0]() for name in c.nets}
         graphs = {name: trace(net, NETS[name][1]) for name, net in nets.items()}
-        calibration = Calibration(clock=time.process_time, seed=seed)
+        calibration = Calibration(clock=time.process_time, seed=seed, quick=c.quick)
         measured = measure_nets(nets, c.batches, calibration, c.repeats, progress)
         full = calibration.result()
         device = self._device(calibration, full, seed)

@@ -108,7 +108,7 @@ class Simulated:
 class Processes:
     """Real local processes. Parameters and gradients stand in shared memory, one flat buffer each; pipes carry stamps."""
 
-    def __init__(self, work: Work, *, timeout: float = 60.0) -> None:
+    def __init__(self, work: Work, *, timeout: float = 120.0) -> None:
         self.work, self.timeout = work, timeout
         self._stack = ExitStack()
 
@@ -197,7 +197,7 @@ def _outdated(channel: Channel, stamp: int, seconds: float) -> bool:
 class RayActors:
     """Ray actors, for workers on several hosts. A worker ends the gradient it has begun before it takes a new version."""
 
-    def __init__(self, work: Work, *, timeout: float = 60.0) -> None:
+    def __init__(self, work: Work, *, timeout: float = 120.0) -> None:
         self.work, self.timeout = work, timeout
 
     def __enter__(self) -> RayActors:

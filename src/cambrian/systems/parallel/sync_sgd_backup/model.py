@@ -145,7 +145,7 @@ class SyncBackup:
         abandon: bool = True,
         ema: float = 0.0,
         seed: int = 0,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
     ) -> None:
         _check(engine, mode, wait, sampling, workers, backups, batch)
         self.workers, self.fleet = workers, workers + backups
