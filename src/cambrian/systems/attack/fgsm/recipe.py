@@ -203,10 +203,11 @@ class Config:
     eps: float = option(8 / 255, "size, as a fraction of the input range", low=0.0, high=1.0)
     direction: str = option("gradient", "attack: gradient or a control", choices=DIRECTIONS)
     adversarial: bool = option(True, "training: with adversarial examples, or plainly for equal steps")
-    steps: int = option(300, "training: fine-tuning steps", low=1)
+    steps: int = option(450, "training: fine-tuning steps", low=1)
     lr: float = option(2e-3, "training: AdamW rate", low=0.0)
     samples: int = option(1000, "test samples", low=10)
     target_steps: int = option(900, "training steps of the network to be attacked", low=1)
+    target_samples: int = option(12_000, "pictures that it is trained on", low=10)
 
 
 ATTACK = Claim(
@@ -244,14 +245,15 @@ class FGSMStudy(Study[Config]):
     """Attacks a small trained network; or fine-tunes it on adversarial examples and attacks it again."""
 
     presets = {
-        "smoke": Config(samples=64, steps=4, target_steps=60),
+        "smoke": Config(samples=64, steps=4, target_steps=60, target_samples=600),
         "laptop": Config(),
         "paper": Config(samples=10000, steps=20000, target_steps=10_000),
     }
     claims = (ATTACK, TRAINING)
 
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
-        overrides = {**SMALL_COLOUR_TARGET, "steps": self.config.target_steps}
+        c = self.config
+        overrides = {**SMALL_COLOUR_TARGET, "steps": c.target_steps, "samples": c.target_samples}
         target = trained("vgg", data="glyphs", overrides=overrides, seed=seed).target()
         progress(1, 2)
         metrics = self._attack(target, seed) if self.config.experiment == "attack" else self._training(target, seed)
