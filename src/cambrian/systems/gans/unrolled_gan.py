@@ -265,7 +265,7 @@ def strips(rows: dict[str, tuple[Tensor, Tensor]], centres: Tensor, steps: int) 
     from matplotlib.figure import Figure
 
     limit = float(centres.abs().max()) * 1.5
-    figure = Figure(figsize=(2.0 * (PICTURES + 1), 2.15 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.0 * (PICTURES + 1), 2.3 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), PICTURES + 1, squeeze=False)
     for line, (title, (strip, now)) in zip(axes, rows.items(), strict=True):
         for i, (cell, cloud) in enumerate(zip(line, [*strip, *[now] * (PICTURES + 1 - len(strip))], strict=True)):
