@@ -81,6 +81,16 @@ def test_spaces_and_actions_are_checked() -> None:
     with pytest.raises(ConfigError, match="cannot make 'Nowhere-v0'"):
         from_gymnasium("Nowhere-v0", 1)
 
+    class Lopsided(Counter):
+        action_space = gymnasium.spaces.Box(np.array([-1, 0], np.float32), np.array([1, 5], np.float32))
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return super().step(action)
+
+    pair = GymnasiumEnv(gymnasium.vector.SyncVectorEnv([lambda: Lopsided(2)]))
+    assert pair.step(torch.tensor([[3.0, -3.0]])).reward.item() == 1
+
     class Mixed(Counter):
         observation_space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Discrete(2)})
 

@@ -82,9 +82,10 @@ class GymnasiumEnv:
         shape = (self.num_envs,) if isinstance(space, Discrete) else (self.num_envs, *space.shape)
         if action.shape != shape:
             raise ShapeError(f"actions must be of shape {shape}, not {tuple(action.shape)}")
-        given = (
-            action.cpu().numpy() if isinstance(space, Discrete) else action.clamp(space.low, space.high).cpu().numpy()
-        )
+        given = action.cpu().numpy()
+        if isinstance(space, Box):
+            own = self.vector.single_action_space
+            given = np.clip(given, own.low, own.high).astype(own.dtype)
         obs, reward, terminated, truncated, info = self.vector.step(given)
         truncated = truncated & ~terminated
         done = terminated | truncated

@@ -128,7 +128,8 @@ class BaselinesRecipe(Recipe[Config]):
         self.scaler: RewardScaler | None = None
         self.actor: _onpolicy.Actor | None = None
         self.values: _dqn.FastValues | None = None
-        self.fast = self.device.type == "cpu" and len(self.env.observation_space.shape) == 1
+        seen = self.env.observation
+        self.fast = self.device.type == "cpu" and seen.dim() == 2 and seen.dtype == torch.float32
         if config.algo == "dqn":
             self._build_dqn()
         else:
