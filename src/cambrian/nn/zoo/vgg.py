@@ -33,7 +33,7 @@ class VGG(Pretrained, nn.Module):
     width     multiplies all widths; `hidden` (the two FC layers) too
     head      "fc": three layers and dropout, only for `size`; "gap": global average and one layer, any size
     stages    use only the first so many stages (images under 32 pixels)
-    init      "he", "glorot" or "normal" (N(0, 0.01^2), the paper's)
+    init      "he", "glorot" or "normal" (the paper's N(0, 0.01^2), the deviation divided by sqrt(width))
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class VGG(Pretrained, nn.Module):
         else:
             layers = _fc_layers(widths[-1] * self.final_size**2, scaled(hidden, width), classes, dropout)
         self.classifier = nn.Sequential(OrderedDict(layers))
-        initialise(self, init)
+        initialise(self, init, std=0.01 / width**0.5)  # narrow layers keep the gain that the paper's wide ones have
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, self.channels, self.size if self.head == "fc" else None, f"VGG {self.plan}")
