@@ -40,7 +40,7 @@ def main() -> None:
         "trace on meta": lambda: trace(small, (3, 32, 32)),
         "counted real pass": lambda: count_step(lambda: run_pass(small, [x], True)),
     }
-    print(compare(contenders, threads=1))
+    print(compare(contenders, repeats=7, threads=1))
 
 
 if __name__ == "__main__":

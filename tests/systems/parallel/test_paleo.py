@@ -160,6 +160,8 @@ def test_a_real_data_parallel_step_is_timed() -> None:
 
 
 def test_bad_requests_are_typed_errors(lenet: Graph) -> None:
+    with pytest.raises(ConfigError, match="nets takes"):
+        override(PaleoStudy.presets["smoke"], {"nets": ("overfeat",)})
     with pytest.raises(ConfigError, match="layout"):
         step_time(lenet, FAST, 2, batch=4, layout="model")
     with pytest.raises(ConfigError, match="scheme"):

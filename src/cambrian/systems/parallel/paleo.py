@@ -67,10 +67,15 @@ class Config:
     permuted: bool = option(False, "shuffle the calibrated rates among the classes of kernels")
     memory_classes: bool = option(False, "also calibrate pooling, normalisation and elementwise work")
     quick: bool = option(False, "calibrate on a quarter of the micro-benchmarks")
-    nets: tuple[str, ...] = option(tuple(NETS), "networks to predict", choices=tuple(NETS))
+    nets: tuple[str, ...] = option(tuple(NETS), "networks to predict, of those in NETS")
     batches: tuple[int, ...] = option((2, 8, 16), "batch sizes", low=2)
     repeats: int = option(5, "rounds of calibration and measurement, interleaved", low=1)
     workers: int = option(2, "processes of the measured data-parallel step; 1 leaves it out", low=1, high=64)
+
+    def check(self) -> None:
+        unknown = [name for name in self.nets if name not in NETS]
+        if unknown or not self.nets or not self.batches:
+            raise ConfigError(f"nets takes names of {', '.join(NETS)} and batches a size, not {unknown or 'none'}")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ class Arrival:
 class Engine(Protocol):
     """Carries versions out and gradients in; use as a context manager."""
 
-    alive: Sequence[int]
+    @property
+    def alive(self) -> Sequence[int]:
+        """Workers that have not been lost."""
+        ...
 
     def __enter__(self) -> Engine: ...
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cambrian.data import digits
 from cambrian.data.images import unit
+from cambrian.data.split import Split
 from cambrian.dist.straggler import Straggler
 from cambrian.engine.claims import Arm, Claim, Condition
 from cambrian.engine.config import config, option
@@ -126,8 +127,7 @@ class SyncBackupStudy(Study[Config]):
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
         """Train once in the configured way and time it."""
         data = digits.load(seed)
-        train, test = ({"x": unit(s[torch.arange(len(s))]["image"]), "y": s[torch.arange(len(s))]["label"]}
-                       for s in (data.train, data.test))  # fmt: skip
+        train, test = _everything(data.train), _everything(data.test)
         if self.config.mode == "stale":
             return _measure_stale(self.config, seed, train, test, progress)
         return self._measure_parallel(seed, train, test, progress)
@@ -158,6 +158,13 @@ class SyncBackupStudy(Study[Config]):
         with torch.no_grad():
             metrics["test_accuracy"] = float((trainer.model(test["x"]).argmax(1) == test["y"]).float().mean())
         return Measurement(metrics, report(log, curve))
+
+
+def _everything(split: Split | None) -> dict[str, Tensor]:
+    """A whole split as `x` [N,1,8,8] in [0,1] and `y` [N]."""
+    assert split is not None
+    batch = split[torch.arange(len(split))]
+    return {"x": unit(batch["image"]), "y": batch["label"]}
 
 
 def straggler(c: Config) -> Straggler:
