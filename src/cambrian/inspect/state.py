@@ -66,9 +66,10 @@ class CompressionState:
         weight, state = _weight(module, name), self.of(name)
         if state.frozen is not None or state.codebook is not None:
             raise ConfigError(f"{name} is quantised already; prune before quantising")
-        state.mask = keep.clone() if state.mask is None else state.mask & keep
+        mask = keep.clone() if state.mask is None else state.mask & keep
+        state.mask = mask
         with torch.no_grad():
-            weight.masked_fill_(~state.mask, 0.0)
+            weight.masked_fill_(~mask, 0.0)
 
     def constrain_gradients(self, module: nn.Module) -> None:
         """After backward: share gradients inside clusters, zero them where a weight is held."""

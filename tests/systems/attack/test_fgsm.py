@@ -39,7 +39,7 @@ def small_net(seed: int = 0) -> nn.Sequential:
     )  # fmt: skip
 
 
-def make_target(net: nn.Module, steps: int = 60):
+def make_target(net: nn.Module, steps: int = 45):
     data = digits.load(valid=200)
     made = wrap(net, space=Space.image((1, 8, 8)), classes=data.info["classes"], data=data)
     return made.finetune(net, steps=steps, lr=0.05, lr_scale=1.0, generator=torch.Generator().manual_seed(0)) and made
@@ -214,7 +214,7 @@ class TinyRecipe(Supervised[TinyConfig]):
         return wrap(self.model, space=Space.image((1, 8, 8)), classes=self.data.info["classes"], data=self.data)
 
 
-def train_tiny(*methods: AdversarialTraining, steps: int = 120) -> TinyRecipe:
+def train_tiny(*methods: AdversarialTraining, steps: int = 90) -> TinyRecipe:
     recipe = TinyRecipe(TinyConfig(), data=digits.load(valid=200), methods=methods)
     for step in range(steps):
         recipe.step(recipe.data.train[torch.arange(step * 32, step * 32 + 32) % 1200])

@@ -205,7 +205,7 @@ def weight_similarity(a: nn.Module, b: nn.Module) -> dict[str, float]:
 # -- the paper's small models ------------------------------------------------------------------------------------------
 
 
-class MaxoutNet(nn.Module, Pretrained):
+class MaxoutNet(Pretrained, nn.Module):
     """Fully connected maxout network (Goodfellow et al. 2013): each unit is the largest of `pieces` linear
     functions.
     """
@@ -228,7 +228,7 @@ class MaxoutNet(nn.Module, Pretrained):
         return self.head(h)
 
 
-class RBFNet(nn.Module, Pretrained):
+class RBFNet(Pretrained, nn.Module):
     """Shallow RBF classifier: logit of class k is `-(x - mu_k)^2 . beta_k + c_k`, confident only near its centre
     (section 7).
     """

@@ -35,6 +35,7 @@ from cambrian.errors import CapabilityError, DataError
 from cambrian.inspect.hooks import watch
 from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import ModuleTarget, Space, Target, wrap
+from cambrian.nn.hub import Pretrained
 from cambrian.systems.explain.linear_probes.model import (
     KINDS,
     METHODS,
@@ -86,6 +87,7 @@ class MonitorOptions:
     points: str = option("auto", "layers to probe, joined by +")
     lr: float = option(0.01, "Adam rate of the probes", low=0.0)
     grid: int = option(2, "pooling grid of spatial layers", low=1)
+    field: str = option("label", "field of the batch to read")
 
 
 @training_method("linear-probes")
@@ -109,12 +111,14 @@ class ProbeMonitor(TrainingMethod[MonitorOptions]):
 
     def objective(self, recipe: Recipe[Any], batch: Batch, objective: Objective) -> tuple[Tensor, Scalars]:
         if recipe.iteration % self.options.every == 0:
-            if "label" not in batch:
-                raise CapabilityError(f"probes need batches with labels, and those of {recipe.slug} have none")
+            field = self.options.field
+            if field not in batch:
+                have = [name for name, v in batch.items() if v.dim() == 1 and not v.is_floating_point()]
+                raise CapabilityError(f"{recipe.slug} has no labels in {field!r}; set field to one of {have}")
             with watch(recipe.model, self._names(recipe.model)) as features:
                 loss, scalars = objective(batch)
             with torch.no_grad():
-                errors = self._learn(features, batch["label"].long(), recipe)
+                errors = self._learn(features, batch[field].long(), recipe)
             self.history.append((recipe.iteration, errors))
         else:
             loss, scalars = objective(batch)
@@ -184,7 +188,7 @@ def _class_count(info: Mapping[str, Any], y: Tensor) -> int:
 # -- the bypassed network --------------------------------------------------------------------------------------------
 
 
-class BypassNet(nn.Module):
+class BypassNet(Pretrained, nn.Module):
     """A deep fully connected net whose input jumps over its first half: `h_half = relu(W h) + P x` (the paper's
     pathology).
 
