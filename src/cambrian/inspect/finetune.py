@@ -96,7 +96,9 @@ def _update(
     with torch.enable_grad():
         value = objective(module, *samples)
         if not torch.isfinite(value.detach()):
-            raise NonFiniteError(f"the loss became {float(value.detach())} at fine-tuning step {step}; lower lr or lr_scale")
+            raise NonFiniteError(
+                f"the loss became {float(value.detach())} at fine-tuning step {step}; lower lr or lr_scale"
+            )
         value.backward()
     if constraint is not None:
         constraint.constrain_gradients(module)

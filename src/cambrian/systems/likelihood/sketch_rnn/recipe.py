@@ -66,10 +66,6 @@ class Config:
     reference_temperature: bool = option(False, "scale variances by tau^2, as the released code does")
 
 
-# At 500 steps of the laptop preset z is not used yet and the decoder alone is ahead; on short drawings three times as many steps
-# are affordable. Chosen on a pilot with seed 100; the margin was fixed before.
-BUDGET = {"steps": 1500, "lr": 5e-3, "encoder": 64, "decoder": 128, "max_length": 32, "world_size": 6000}
-
 CLAIM = Claim(
     name="conditioning",
     statement="Reading the drawing into a latent vector (w_KL 0.5) lowers the test reconstruction loss L_R, in nats "
@@ -78,10 +74,10 @@ CLAIM = Claim(
     direction="lower",
     margin=0.2,
     paper="table 1, cat: L_R -1.33 (w_KL 0.5) against -0.57 for the decoder alone; pig -1.37 against -0.82 (unverified)",
-    arms={"conditional": Arm(BUDGET), "decoder-only": Arm({**BUDGET, "conditional": False})},
+    arms={"conditional": Arm(), "decoder-only": Arm({"conditional": False})},
     system="conditional",
     baselines=("decoder-only",),
-    sabotage=Arm({**BUDGET, "shuffle_z": True}),
+    sabotage=Arm({"shuffle_z": True}),
 )
 
 
