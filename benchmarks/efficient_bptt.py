@@ -69,19 +69,14 @@ class Contest:
 
     meter: Meter | None = None
 
-    def gradients(self, run: Callable[[], None]) -> list[Tensor]:
-        """What `run` leaves in `.grad`."""
+    def watched(self, run: Callable[[], None]) -> tuple[list[Tensor], int]:
+        """What `run` leaves in `.grad`, and the bytes that autograd and the plan held at most."""
         self.cell.zero_grad()
-        run()
-        return [p.grad.clone() for p in self.cell.parameters() if p.grad is not None]
-
-    def peak(self, run: Callable[[], None]) -> int:
-        """Bytes that autograd and the plan held at most."""
         self.meter = Meter([*self.cell.parameters(), self.x])
         with self.meter.watch():
             run()
         peak, self.meter = self.meter.peak, None
-        return peak
+        return [p.grad.clone() for p in self.cell.parameters() if p.grad is not None], peak
 
 
 def main() -> None:
@@ -94,17 +89,16 @@ def main() -> None:
         "torch.utils.checkpoint": contest.segments,
         "torch.gru kernel, full": contest.kernel,
     }
-    expected = contest.gradients(contest.full)
-    for run in ways.values():
-        for a, b in zip(contest.gradients(run), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    full = contest.peak(contest.full)
+    expected, full = contest.watched(contest.full)
     for name, run in ways.items():
+        found, peak = contest.watched(run)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
         if "kernel" not in name:
-            print(f"{name}: {contest.peak(run) / full:.1%} of {full / 1e6:.1f} MB")
+            print(f"{name}: {peak / full:.2%} of {full / 1e6:.1f} MB", flush=True)
     for name, run in ways.items():
         if name != "full":
-            print(compare({"full": contest.full, name: run}, repeats=5, warmup=1, threads=1))
+            print(compare({"full": contest.full, name: run}, repeats=3, warmup=0, threads=1), flush=True)
 
 
 if __name__ == "__main__":
