@@ -2,11 +2,15 @@
 
 The peers are optional: `pip install 'cambrian[rl]' stable-baselines3`. Without them this file says so and stops.
 
-    python benchmarks/baselines.py
+    python benchmarks/baselines.py          # or with a name: ppo, vector, dqn
+
+Both sides run on one thread and wait for nothing, so CPU seconds are compared: other programs on the machine disturb them less.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +18,7 @@ import numpy as np
 import torch
 
 from cambrian.engine.loop import Loop
-from cambrian.inspect.bench import compare
+from cambrian.inspect.bench import ratio_interval
 from cambrian.rl.returns import gae
 from cambrian.systems.control.baselines import BaselinesRecipe, Config
 
@@ -107,18 +111,31 @@ DQN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def report(title: str, steps: int, mine: Callable[[int], None], peer: Any, repeats: int) -> None:
-    """Time `steps` environment steps of both, in turn."""
-    contenders = {
-        "cambrian": lambda: mine(steps),
-        "stable-baselines3": lambda: peer.learn(steps, reset_num_timesteps=False),
-    }
-    found = compare(contenders, repeats=repeats, warmup=1, threads=1)
-    rates = ", ".join(f"{name} {steps / float(np.median(s)):,.0f} steps/s" for name, s in found.seconds.items())
-    print(f"{title}: {found.ratio:.1f}x [{found.low:.1f}, {found.high:.1f}] ({rates})", flush=True)
+def report(title: str, steps: int, peer: Any, mine: dict[str, Callable[[int], None]], repeats: int) -> None:
+    """CPU time of `steps` environment steps, ours and the peer's in turn; the ratio of medians with its 95 % interval."""
+    contenders = {"stable-baselines3": lambda n: peer.learn(n, reset_num_timesteps=False), **mine}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats + 1):
+        for name, run in contenders.items():
+            start = time.process_time()
+            run(steps)
+            if repeat:
+                seconds[name].append(time.process_time() - start)
+    theirs = seconds.pop("stable-baselines3")
+    print(f"{title}: stable-baselines3 {steps / float(np.median(theirs)):,.0f} steps/s")
+    for name, own in seconds.items():
+        ratio, low, high = ratio_interval(own, theirs)
+        print(
+            f"  {name} {steps / float(np.median(own)):,.0f} steps/s: {ratio:.1f}x [{low:.1f}, {high:.1f}]", flush=True
+        )
 
 
-def main(repeats: int = 7) -> None:
+def both(envs: int, **settings: Any) -> dict[str, Callable[[int], None]]:
+    """Our runs on gymnasium's CartPole and on the embedded one."""
+    return {name: ours(env=name, envs=envs, steps=10**6, **settings)[1] for name in ("gym:CartPole-v1", "cartpole")}
+
+
+def main(only: str = "", repeats: int = 5) -> None:
     """Check that both compute the same, then compare."""
     try:
         import gymnasium  # noqa: F401
@@ -129,18 +146,18 @@ def main(repeats: int = 7) -> None:
     torch.set_num_threads(1)
     check_ppo()
     check_dqn()
-    for name in ("gym:CartPole-v1", "cartpole"):
-        _, mine = ours(env=name, envs=8, steps=10**6)
-        report(f"PPO, 8 x {name} (peer: CartPole-v1)", 1600, mine, peer_ppo(8, 200, 64, 10), repeats)
-    for envs in (64, 512):
-        _, mine = ours(envs=envs, horizon=16, minibatch=envs * 2, epochs=4, steps=10**6)
-        report(f"PPO, {envs} x cartpole (peer: CartPole-v1)", envs * 16, mine, peer_ppo(envs, 16, envs * 2, 4), repeats)
-    for name in ("gym:CartPole-v1", "cartpole"):
-        _, mine = ours(env=name, envs=8, steps=10**6, **DQN)
-        peer = peer_dqn(8)
-        mine(2000), peer.learn(2000)
-        report(f"DQN, 8 x {name} (peer: CartPole-v1)", 1600, mine, peer, repeats)
+    if only in ("", "ppo"):
+        report("PPO, 8 environments", 1600, peer_ppo(8, 200, 64, 10), both(8), repeats)
+    if only in ("", "vector"):
+        for envs in (64, 512):
+            mine = both(envs, horizon=4, minibatch=envs, epochs=4)
+            report(f"PPO, {envs} environments", envs * 4, peer_ppo(envs, 4, envs, 4), mine, repeats)
+    if only in ("", "dqn"):
+        peer, mine = peer_dqn(8), both(8, **DQN)
+        for run in (peer.learn, *mine.values()):
+            run(1600)
+        report("DQN, 8 environments", 800, peer, mine, repeats)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])
