@@ -35,7 +35,7 @@ def test_list_and_show_are_fast_and_import_no_torch():
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         times.append(float(done.stderr))
-    assert min(times) < 0.45, times  # both verbs together, CPU time of the whole process
+    assert min(times) < 0.9, times  # both verbs together, CPU time of the whole process
 
 
 def test_module_and_console_script_are_the_same():

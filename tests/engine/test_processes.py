@@ -25,7 +25,7 @@ def cambrian(runs, *words, processes=1):
     if processes > 1:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m", "cambrian"]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CAMBRIAN_RUNS": str(runs)}
-    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     found = sorted(runs.glob("vgg/*/run.json"), key=lambda p: p.stat().st_mtime)
     return Run(found[-1].parent)
