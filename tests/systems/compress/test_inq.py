@@ -15,7 +15,8 @@ from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.inspect import Space, wrap
 from cambrian.inspect.size import weight_names
 from cambrian.inspect.state import CompressionState
-from cambrian.systems.compress.inq import INQ, Options, Powers, Quantiser, ShiftLayer, quantise
+from cambrian.systems.compress import inq
+from cambrian.systems.compress.inq import INQ, Config, INQStudy, Options, Powers, Quantiser, ShiftLayer, quantise
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +166,12 @@ def test_the_last_round_does_not_retrain_and_bad_portions_are_refused(target):
     for portions in ((0.5,), (0.5, 0.4, 1.0), (0.0, 1.0), (1.0, 1.0)):
         with pytest.raises(ConfigError, match="portions"):
             Options(portions=portions)
+
+
+def test_the_study_compares_with_the_better_of_the_two_float_networks(target, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(inq, "_target", lambda steps, seed: target)
+    for rate in (0.001, 3.0):  # the second ruins the retrained float network, which must not help INQ
+        found = INQStudy(Config(steps=2, portions=(0.5, 1.0), lr=rate)).measure(0, tmp_path, lambda done, total: None)
+        best = max(found.metrics["float"], found.metrics["original"])
+        assert found.metrics["against_best_float"] == found.metrics["accuracy"] - best
+    assert found.metrics["float"] < found.metrics["original"]

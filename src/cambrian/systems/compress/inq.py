@@ -319,7 +319,8 @@ class Config:
 
 CLAIM = Claim(
     name="five-bits",
-    statement="5-bit INQ is at least 5 points more accurate than one-shot 5-bit rounding, and within 0.5 points of float.",
+    statement="5-bit INQ is at least 5 points more accurate than one-shot 5-bit rounding, and within 0.5 points of the "
+    "float network, as it was or retrained for equal steps, whichever is better.",
     metric="accuracy",
     direction="higher",
     margin=0.05,
@@ -328,13 +329,13 @@ CLAIM = Claim(
     system="inq",
     baselines=("one-shot",),
     sabotage=Arm({"portions": (1.0,)}),
-    conditions=(Condition("inq", "against_float", ">=", -0.005),),
+    conditions=(Condition("inq", "against_best_float", ">=", -0.005),),
 )
 
 
 @study("inq")
 class INQStudy(Study[Config]):
-    """Quantises a small trained network and measures it against the float network retrained for equally many steps."""
+    """Quantises a small trained network and measures it against float, as it was and retrained for equal steps."""
 
     presets = {
         "smoke": Config(steps=4, portions=(0.5, 1.0), target_steps=60),
@@ -363,7 +364,8 @@ class INQStudy(Study[Config]):
             for _ in range(rounds):
                 target.finetune(plain, steps=c.steps, generator=generator, **settings)
             metrics["float"] = target.metric(plain)["accuracy"]
-            metrics["against_float"] = metrics["accuracy"] - metrics["float"]
+            # The rate that suits INQ can harm a network that needs no repair, so retraining alone is too weak a rival.
+            metrics["against_best_float"] = metrics["accuracy"] - max(metrics["float"], metrics["original"])
         metrics["bytes"] = float(store(directory / "inq.cmb", work.module, work.state))
         progress(3, 3)
         line = ([row["portion"] for row in rows], [row["accuracy retrained"] for row in rows])
