@@ -140,6 +140,20 @@ def test_written_out_q_gradients_equal_autograd(duelling: bool) -> None:
     assert float(flat.vector.grad.abs().sum()) > 0
 
 
+def test_a_dqn_run_is_the_same_by_autograd() -> None:
+    settings = {"algo": "dqn", "n_step": 2, "learn_start": 40, "target_every": 90, "clip_norm": 0.3, "steps": 30}
+    fast, plain = (BaselinesRecipe(Config(**settings), seed=1) for _ in range(2))
+    plain.values = None
+    plain.optim = torch.optim.Adam(plain.model.parameters(), lr=1e-3)
+    for run in (fast, plain):
+        fit(Loop(run), 30)
+    for a, b in zip((*fast.model.parameters(), *fast.target_net.parameters()),
+                    (*plain.model.parameters(), *plain.target_net.parameters())):  # fmt: skip
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(fast.replay.tree.sums[0], plain.replay.tree.sums[0], rtol=1e-3, atol=1e-4)
+    assert not torch.equal(fast.model.encoder[0].weight, fast.target_net.encoder[0].weight)
+
+
 def test_duelling_values_are_centred() -> None:
     net = QNetwork(obs_shape=(4,), actions=3)
     obs = torch.randn(6, 4)
