@@ -94,11 +94,14 @@ def main() -> None:
         found, peak = contest.watched(run)
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-        if "kernel" not in name:
+        if name in (
+            "full",
+            *contest.plans,
+        ):  # hooks do not see what torch.utils.checkpoint saves while it computes again
             print(f"{name}: {peak / full:.2%} of {full / 1e6:.1f} MB", flush=True)
     for name, run in ways.items():
         if name != "full":
-            print(compare({"full": contest.full, name: run}, repeats=3, warmup=0, threads=1), flush=True)
+            print(compare({"full": contest.full, name: run}, repeats=5, warmup=0, threads=1), flush=True)
 
 
 if __name__ == "__main__":
