@@ -19,11 +19,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def action_signatures(card: registry.Card) -> dict[str, str]:
     """Each action's parameters as written, read with `ast`."""
     found: dict[str, str] = {}
-    for path in card.files:
+    for path in (*card.files, *card.shared):
         for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name in card.actions:
+            if isinstance(node, ast.FunctionDef) and node.name in card.actions and registry.is_action(node):
                 fields = ast.unparse(node.args).removeprefix("self").lstrip(", *")
-                found[node.name] = f"{node.name}({fields})  {(ast.get_docstring(node) or '').splitlines()[0]}".rstrip()
+                about = " ".join((ast.get_docstring(node) or "").split()).partition(". ")[0]
+                found[node.name] = f"{node.name}({fields})  {about}".rstrip()
     return found
 
 

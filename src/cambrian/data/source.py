@@ -59,6 +59,7 @@ EMBEDDED: dict[str, str] = {
     "grid25": "twenty-five Gaussians on a grid",
     "faces": "cartoon faces with attributes, 32x32 RGB",
     "glyphs": "characters in several fonts, with factors as labels",
+    "stacked-glyphs": "three digits in the channels of one picture: 1,000 modes",
     "photos": "crops of the photographs that scikit-image and scikit-learn ship",
     "digits": "scikit-learn's 8x8 digits",
     "sketches": "procedural pen drawings",

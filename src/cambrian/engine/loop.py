@@ -38,6 +38,8 @@ class Loop:
                 module.train()
             scalars = as_floats(recipe.step(self.batch(recipe.iteration)))
         recipe.check_finite(scalars)
+        for method in recipe.methods:
+            method.after_step(recipe, scalars)
         recipe.iteration += 1
         return scalars
 

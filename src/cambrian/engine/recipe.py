@@ -108,6 +108,8 @@ class Recipe(Generic[C]):
             for method in self.methods:
                 method.attach(self)
             self.build(config, self.data)
+            for method in self.methods:
+                method.built(self)
         self._check_state_is_visible()
 
     # -- what a system gives ------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Card:
     data: str | None
     actions: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=(), repr=False)
+    shared: tuple[Path, ...] = field(default=(), repr=False)  # modules of its family that the files import
 
     def row(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -52,41 +53,70 @@ class Card:
         return {**{k: getattr(self, k) for k in keys}, "roles": list(self.roles), "actions": list(self.actions)}
 
 
+@cache
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _family_files(trees: list[ast.Module]) -> tuple[Path, ...]:
+    """The family's shared modules (`systems/<family>/_name.py`) that these modules import, and those import."""
+    found: dict[Path, None] = {}
+    waiting = list(trees)
+    while waiting:
+        for node in (n for n in waiting.pop().body if isinstance(n, ast.ImportFrom)):
+            package = (node.module or "").split(".")
+            if package[:2] != ["cambrian", "systems"]:
+                continue
+            for parts in [package[2:], *([*package[2:], alias.name] for alias in node.names)]:
+                path = SYSTEMS.joinpath(*parts).with_suffix(".py")
+                if len(parts) == 2 and parts[1].startswith("_") and path not in found and path.is_file():
+                    found[path] = None
+                    waiting.append(_parse(path))
+    return tuple(found)
+
+
 def _read_card(slug: str, family: str, module: str, files: tuple[Path, ...]) -> Card:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    trees = [_parse(path) for path in files]
     doc = ast.get_docstring(trees[0]) or ""
     paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", doc)]
     claim = next((p.removeprefix("Claim:").strip() for p in paragraphs if p.startswith("Claim:")), "")
     title, reference, summary = ([*paragraphs, "", "", ""])[:3]
-    roles, data, actions = _read_roles(trees, slug)
-    return Card(slug, family, module, title.rstrip("."), reference, summary, claim, doc, roles, data, actions, files)
+    shared = _family_files(trees)
+    roles, data, actions = _read_roles([*trees, *map(_parse, shared)], slug)
+    return Card(
+        slug, family, module, title.rstrip("."), reference, summary, claim, doc, roles, data, actions, files, shared
+    )
 
 
 def _read_roles(trees: list[ast.Module], slug: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
     roles: dict[str, None] = {}
     data: str | None = None
-    actions: list[str] = []
-    for node in (n for tree in trees for n in tree.body if isinstance(n, ast.ClassDef)):
-        calls = [
-            d
-            for d in node.decorator_list
-            if isinstance(d, ast.Call) and isinstance(d.func, ast.Name) and d.func.id in ROLES
-        ]
-        for call in calls:
+    actions: dict[str, None] = {}
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
+        for call in node.decorator_list:
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ROLES):
+                continue
             if not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == slug):
                 continue
-            assert isinstance(call.func, ast.Name)
             roles[ROLES[call.func.id]] = None
-            data = next(
-                (k.value.value for k in call.keywords if k.arg == "data" and isinstance(k.value, ast.Constant)), data
-            )  # type: ignore[assignment]
-            actions += [
-                f.name
-                for f in node.body
-                if isinstance(f, ast.FunctionDef)
-                and any(isinstance(d, ast.Name) and d.id == "action" for d in f.decorator_list)
-            ]
+            named = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+            data = str(named["data"]) if "data" in named else data
+            actions.update(dict.fromkeys(_actions(node, classes)))
     return tuple(roles), data, tuple(actions)
+
+
+def _actions(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
+    """Names of the methods marked `@action`, of the class and of its bases."""
+    bases = [b.value if isinstance(b, ast.Subscript) else b for b in node.bases]
+    inherited = [classes[b.id] for b in bases if isinstance(b, ast.Name) and b.id in classes]
+    own = [f.name for f in node.body if isinstance(f, ast.FunctionDef) and is_action(f)]
+    return own + [name for base in inherited for name in _actions(base, classes)]
+
+
+def is_action(function: ast.FunctionDef) -> bool:
+    """Whether a method is marked `@action`."""
+    return any(isinstance(d, ast.Name) and d.id == "action" for d in function.decorator_list)
 
 
 def _embedded() -> dict[str, tuple[str, str, tuple[Path, ...]]]:
@@ -129,8 +159,9 @@ def card(slug: str) -> Card:
 
 
 def code_hash(slug: str) -> str:
-    """A hash of the system's own files: what is cached for it is stale when they change."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in card(slug).files)).hexdigest()
+    """A hash of the system's files and its family's: what is cached for it is stale when they change."""
+    found = card(slug)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (*found.files, *found.shared))).hexdigest()
 
 
 @cache

@@ -60,6 +60,12 @@ class TrainingMethod(Method[C]):
     def attach(self, recipe: Recipe[Any]) -> None:
         """Called before the recipe builds; raise `CapabilityError` when the method cannot apply to it."""
 
+    def built(self, recipe: Recipe[Any]) -> None:
+        """Called once the recipe has built its networks: the place for hooks on them."""
+
+    def after_step(self, recipe: Recipe[Any], scalars: Scalars) -> None:
+        """Called after each training iteration with what it logged: the place for schedules."""
+
     def optimiser(self, factory: Callable[..., Any], params: list[Any], settings: dict[str, Any]) -> Any:
         """Make the optimiser; the default is the recipe's own."""
         return factory(params, **settings)

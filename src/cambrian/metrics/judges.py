@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from cambrian.errors import DataError, ShapeError
 
 REQUIRED_ACCURACY = 0.97
+WARM = 50  # steps in which the rate rises to its top
 PATIENCE, LEARNT = 30, 0.005  # training ends early once the mean loss of so many steps is this small
-_VERSION = 2  # raised when the judge's net or training changes, so that no stale judge is loaded
+_VERSION = 3  # raised when the judge's net or training changes, so that no stale judge is loaded
 
 
 class JudgeNet(nn.Module):
@@ -170,7 +171,7 @@ def _fit(
     recent = torch.zeros(PATIENCE)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * (1 - step / steps)
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / WARM) * (1 - step / steps)
         index = torch.randint(len(images), (batch,), generator=generator)
         logits = net(images[index].float() / 255)
         if kind == "classes":
@@ -179,6 +180,7 @@ def _fit(
             loss = F.binary_cross_entropy_with_logits(logits, labels[index].float())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)  # without, one seed in three never leaves chance on glyphs
         optimiser.step()
         recent[step % PATIENCE] = loss.detach()
         if step >= PATIENCE and float(recent.mean()) < LEARNT:

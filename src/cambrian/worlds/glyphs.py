@@ -114,6 +114,8 @@ def load(
     shape = (look.channels, look.size, look.size)
     factors = {name: look.bounds(name) for name in RANGES}
     info = {"shape": shape, "classes": look.classes, "scale": 255, "fonts": list(look.fonts), "factors": factors}
+    if look.mode == "stacked":
+        info["stacked"] = look.characters
     return Data("glyphs", "images", splits["train"], splits["valid"], splits["test"], info)
 
 

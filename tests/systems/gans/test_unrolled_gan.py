@@ -175,7 +175,7 @@ def test_bad_settings_and_data() -> None:
         dataclasses.replace(TINY, inner="rmsprop")
     with pytest.raises(ConfigError, match="unroll must be at least 0"):
         dataclasses.replace(TINY, unroll=-1)
-    with pytest.raises(ConfigError, match="no points world"):
+    with pytest.raises(ConfigError, match="do not train on the world 'ring9'"):
         UnrolledGANRecipe.load_data(TINY, Source("world", "ring9"))
     wide = _images()
     wide.info["shape"] = (1, 8, 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cambrian.nn.adversarial.connected import ConnectedNet
 from cambrian.nn.adversarial.dcgan import DCGANDiscriminator, DCGANGenerator, DownBlock, UpBlock, stages_for
 from cambrian.nn.adversarial.inversion import invert, lbfgs
 from cambrian.nn.adversarial.layers import (
@@ -43,6 +44,7 @@ from cambrian.nn.adversarial.unroll import InnerAdam, InnerSGD, Unrolled, forbid
 __all__ = [
     "FAKE",
     "REAL",
+    "ConnectedNet",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DownBlock",

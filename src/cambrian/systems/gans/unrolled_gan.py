@@ -57,13 +57,13 @@ from cambrian.nn.adversarial import (
     unroll,
 )
 from cambrian.nn.adversarial.unroll import Inner, Parameters
-from cambrian.worlds import points
+from cambrian.systems.gans import _worlds
+from cambrian.systems.gans._strips import FRAMES, POINTS_KEPT, strips
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RADIUS = 0.3  # a mode counts as touched by samples within this distance of its centre
-PICTURES = 5  # clouds kept while training, for the picture
 LOOKS = 5  # the score is the mean over this many last looks
 
 
@@ -260,23 +260,6 @@ class Showing(Recipe[Config]):
         return strips(rows, torch.tensor(self.data.info["centres"]), self.config.steps)
 
 
-def strips(rows: dict[str, tuple[Tensor, Tensor]], centres: Tensor, steps: int) -> Figure:
-    """One row of scatter plots per run: five moments of its training, then `now`."""
-    from matplotlib.figure import Figure
-
-    limit = float(centres.abs().max()) * 1.5
-    figure = Figure(figsize=(2.0 * (PICTURES + 1), 2.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), PICTURES + 1, squeeze=False)
-    for line, (title, (strip, now)) in zip(axes, rows.items(), strict=True):
-        for i, (cell, cloud) in enumerate(zip(line, [*strip, *[now] * (PICTURES + 1 - len(strip))], strict=True)):
-            cell.scatter(*centres.T.numpy(), s=70, facecolors="none", edgecolors="tab:orange", linewidths=1.0)
-            cell.scatter(*cloud.T.numpy(), s=3, alpha=0.4, color="tab:blue", linewidths=0)
-            step = round((i + 1) * steps / PICTURES)
-            cell.set_title(f"{title}, " + (f"step {step}" if i < len(strip) else "now"), fontsize=8)
-            cell.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], aspect="equal")
-    return figure
-
-
 CLAIM = Claim(
     name="modes",
     statement="Unrolling the discriminator 5 steps keeps the generator from collapsing: on a ring of eight Gaussians "
@@ -308,7 +291,7 @@ class UnrolledGANRecipe(Showing):
     @classmethod
     def load_data(cls, config: Config, source: Source) -> Data:
         if source.kind == "world":
-            return points.load(source.value)
+            return _worlds.load(source, size=config.size)
         return pictures.load(source, size=config.size, channels=1 if config.stack else None)
 
     def build(self, config: Config, data: Data) -> None:
@@ -322,7 +305,7 @@ class UnrolledGANRecipe(Showing):
         betas = (config.beta1, 0.999)
         self.g_optim = self.optimiser(torch.optim.Adam, self.generator.parameters(), lr=config.lr_g, betas=betas)
         self.d_optim = self.optimiser(torch.optim.Adam, self.discriminator.parameters(), lr=config.lr_d, betas=betas)
-        self.extra = {"looks": torch.zeros(0, 3), "strip": torch.zeros(0, 400, 2)}
+        self.extra = {"looks": torch.zeros(0, 3), "strip": torch.zeros(0, POINTS_KEPT, 2)}
 
     def _build_for_images(self, config: Config, data: Data) -> None:
         channels, size, other = data.info["shape"]
@@ -376,8 +359,8 @@ class UnrolledGANRecipe(Showing):
         row = torch.tensor([[self.iteration + 1.0, found.touched, found.covered]])
         self.extra["looks"] = torch.cat((self.extra["looks"], row))
         done, total = len(self.extra["looks"]), max(1, self.config.steps // self.config.look)
-        if PICTURES * done // total > PICTURES * (done - 1) // total:
-            self.extra["strip"] = torch.cat((self.extra["strip"], _rows(made, 400)[None]))
+        if FRAMES * done // total > FRAMES * (done - 1) // total:
+            self.extra["strip"] = torch.cat((self.extra["strip"], _rows(made, POINTS_KEPT)[None]))
 
 
 def _set_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> None:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cambrian.data import digits
-from cambrian.data import images as pictures
 from cambrian.data.source import Source
 from cambrian.data.split import Batch, Data
 from cambrian.engine.claims import Arm, Claim
@@ -28,10 +26,10 @@ from cambrian.nn.adversarial import (
     semi_supervised_loss,
     source_logit,
 )
+from cambrian.systems.gans import _worlds
 from cambrian.systems.gans.gan._config import Config
 from cambrian.systems.gans.gan._show import Probing
 from cambrian.systems.gans.gan.model import GAN
-from cambrian.worlds import faces, glyphs, points
 
 CLAIM = Claim(
     name="semi-supervised",
@@ -128,15 +126,7 @@ class GANRecipe(Playing):
 
     @classmethod
     def load_data(cls, config: Config, source: Source) -> Data:
-        if source.kind != "world":
-            return pictures.load(source, size=config.size)
-        if source.value in points.MIXTURES:
-            return points.load(source.value)
-        if source.value == "faces":
-            return faces.load(size=config.size or 32)
-        if source.value == "glyphs":
-            return glyphs.load(size=config.size or 28)
-        return digits.load(valid=103)
+        return _worlds.load(source, size=config.size)
 
     def build(self, config: Config, data: Data) -> None:
         shape = tuple(data.info["shape"])
