@@ -186,20 +186,18 @@ class SplitBatchNorm(nn.Module):
         """`sources` names the source of each of the equal runs that `x [N, F, ...]` consists of."""
         if x.shape[0] % len(sources):
             raise ShapeError(f"a batch of {x.shape[0]} cannot be cut into equal runs of {len(sources)} sources")
-        runs = [
-            F.batch_norm(
-                run,
-                self.running_mean[source],
-                self.running_var[source],
-                self.weight,
-                self.bias,
-                self.training,
-                self.momentum,
-                self.eps,
-            )
-            for run, source in zip(x.chunk(len(sources)), sources, strict=True)
-        ]
+        parts = zip(x.chunk(len(sources)), sources, strict=True)
+        runs = [self._normalise(run, source) for run, source in parts]
         return runs[0] if len(runs) == 1 else torch.cat(runs)
+
+    def _normalise(self, x: Tensor, source: int) -> Tensor:
+        # statistics are copied out and back: under vmap, batch norm would update a copy of a row and lose it
+        mean, var = self.running_mean[source].clone(), self.running_var[source].clone()
+        x = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        if self.training:
+            self.running_mean[source].copy_(mean)
+            self.running_var[source].copy_(var)
+        return x
 
 
 class VirtualBatchNorm(nn.Module):
