@@ -40,10 +40,36 @@ def test_mode_score_punishes_lost_modes_and_equals_the_plain_score_on_the_traini
     everything, half = torch.eye(4).repeat(5, 1), torch.eye(4)[:2].repeat(10, 1)
     even = torch.ones(4)
     assert mode_score(everything, even) == pytest.approx(4.0)
-    # KL(p(y|x) || uniform) stays log 4, but the marginal is log 2 away from uniform
-    assert mode_score(half, even) == pytest.approx(2.0)
+    # certain rows over half of the classes: log 2 of information, and a marginal log 2 away from uniform
+    assert mode_score(half, even) == pytest.approx(1.0)
     with pytest.raises(ShapeError, match="4 positive"):
         mode_score(half, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+
+def test_mode_score_equals_a_sum_by_hand_and_the_printed_formula_is_the_plain_score() -> None:
+    p = torch.randn(50, 5, generator=torch.Generator().manual_seed(3)).softmax(1)
+    shares = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    rows, prior = p.double().tolist(), (shares / 15).double().tolist()
+    marginal = [sum(row[k] for row in rows) / 50 for k in range(5)]
+    inside = sum(row[k] * math.log(row[k] / marginal[k]) for row in rows for k in range(5)) / 50
+    lost = sum(marginal[k] * math.log(marginal[k] / prior[k]) for k in range(5))
+    assert mode_score(p, shares) == pytest.approx(math.exp(inside - lost), abs=1e-6)
+    with pytest.warns(UserWarning, match="biased"):
+        plain = classifier_score(p, splits=1)[0]
+    assert mode_score(p, shares) < plain
+    for labels in (shares, shares.flip(0), torch.ones(5)):  # whatever the labels: it is no score of lost modes
+        assert mode_score(p, labels, printed=True) == pytest.approx(plain, abs=1e-9)
+
+
+def test_mode_score_tells_apart_what_the_plain_score_does_not() -> None:
+    counts = torch.tensor([10] * 5 + [1] * 5)  # five classes ten times as frequent as the others, a perfect judge
+    real, balanced = torch.eye(10).repeat_interleave(counts, 0), torch.eye(10)
+    one = torch.eye(10)[:1].repeat(20, 1)
+    assert mode_score(real, counts) == pytest.approx(6.78, abs=0.005)
+    assert mode_score(real, counts) == pytest.approx(mode_score(real, counts, printed=True))
+    assert mode_score(balanced, counts, printed=True) == pytest.approx(10.0)
+    assert mode_score(balanced, counts) == pytest.approx(5.75, abs=0.005)
+    assert mode_score(one, counts) < mode_score(one, counts, printed=True) == pytest.approx(1.0)
 
 
 def test_frechet_distance_of_gaussians_and_against_scipy() -> None:

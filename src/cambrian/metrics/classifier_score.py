@@ -1,7 +1,7 @@
 """Scores of generated samples through a classifier: Inception-style score, MODE score, Frechet and kernel distance.
 
     IS    exp(E_x KL(p(y|x) || p(y)))                                  Salimans et al. 2016 (1606.03498), section 4
-    MODE  exp(E_x KL(p(y|x) || p*(y)) - KL(p(y) || p*(y)))             Che et al. 2016 (1612.02136), section 4.1
+    MODE  exp(E_x KL(p(y|x) || p(y)) - KL(p(y) || p*(y)))              Che et al. 2016 (1612.02136), section 4.1
     FD    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))                  Heusel et al. 2017 (1706.08500), eq. 6
     KD    unbiased squared MMD, kernel (x.y / D + 1)^3                 Binkowski et al. 2018 (1801.01401), section 4
 
@@ -53,15 +53,21 @@ def classifier_score(probabilities: Tensor, splits: int = 10) -> tuple[float, fl
     return float(scores.mean()), float(scores.std(unbiased=False))
 
 
-def mode_score(probabilities: Tensor, training_labels: Tensor) -> float:
+def mode_score(probabilities: Tensor, training_labels: Tensor, printed: bool = False) -> float:
     """The score of Che et al.: like the classifier score, but lost modes cost, against the label distribution
-    `training_labels [K]` of real data (normalised here)."""
+    `training_labels [K]` of real data (normalised here).
+
+    With `E KL(p(y|x) || q) = E KL(p(y|x) || p(y)) + KL(p(y) || q)` for every q, the formula as printed (q the training
+    labels in both terms) is the classifier score itself, whatever the labels: `printed=True` gives that. The default
+    takes the samples' own marginal in the first term, so that the second one is a price.
+    """
     p = _check_probabilities(probabilities)
     if training_labels.shape != p.shape[1:] or not bool((training_labels > 0).all()):
         raise ShapeError(f"training label shares must be {p.shape[1]} positive numbers")
     prior = training_labels.double() / training_labels.sum()
     marginal = p.mean(0, keepdim=True)
-    return float((_mean_divergence(p, prior) - _mean_divergence(marginal, prior)).exp())
+    first = _mean_divergence(p, prior if printed else marginal)
+    return float((first - _mean_divergence(marginal, prior)).exp())
 
 
 def _check_features(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,14 @@ def test_one_pass_over_two_sources_equals_two_passes():
     assert not torch.allclose(both, net(torch.cat((real, fake)), (REAL,)))
 
 
+def test_a_generator_normalises_drawn_and_encoded_latents_each_for_itself():
+    net = generator_for((1, 8, 8), arch="dcgan", latent=4, hidden=(8,), base=4)
+    drawn, encoded = torch.randn(6, 4), torch.randn(6, 4) + 3
+    both = net(torch.cat((drawn, encoded)), sources=(REAL, FAKE))
+    torch.testing.assert_close(both, torch.cat((net(drawn), net(encoded, sources=(FAKE,)))))
+    assert not torch.allclose(both, net(torch.cat((drawn, encoded))))
+
+
 def test_bad_shapes_and_ranges_are_named():
     model = Plain(shape=(1, 8, 8))
     with pytest.raises(ShapeError, match=r"\[batch >= 1, 1, 8, 8\]"):

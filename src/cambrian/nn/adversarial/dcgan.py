@@ -71,9 +71,9 @@ class UpBlock(nn.Module):
         self.conv = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, output_padding=1, bias=last or norm == "none")
         self.norm = None if last else _norm(norm, outputs, reference)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
         x = self.conv(x)
-        return x if self.norm is None else F.relu(_normalise(self.norm, x, (REAL,)))
+        return x if self.norm is None else F.relu(_normalise(self.norm, x, sources))
 
 
 class DownBlock(nn.Module):
@@ -123,26 +123,29 @@ class DCGANGenerator(nn.Module):
         )
         small_normal_(self)
 
-    def start(self, z: Tensor) -> Tensor:
+    def start(self, z: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
         """The first map `[N, width, S', S']` from `z [N, Z]`."""
         if z.ndim != 2 or z.shape[1] != self.latent:
             raise ShapeError(f"z must be [batch, {self.latent}], got {tuple(z.shape)}")
         width, edge = self.first
-        return F.relu(_normalise(self.norm, self.project(z).unflatten(1, (width, edge, edge)), (REAL,)))
+        return F.relu(_normalise(self.norm, self.project(z).unflatten(1, (width, edge, edge)), sources))
 
-    def resume(self, x: Tensor, block: int) -> Tensor:
+    def resume(self, x: Tensor, block: int, sources: tuple[int, ...] = (REAL,)) -> Tensor:
         """The picture from the map that enters block number `block`."""
         for up in list(self.blocks)[block:]:
-            x = up(x)
+            x = up(x, sources)
         return torch.tanh(x)
 
-    def forward(self, z: Tensor, reference: Tensor | None = None) -> Tensor:
-        """With virtual batch norm, `reference [R, Z]` is the fixed batch of latents that is normalised by."""
+    def forward(self, z: Tensor, reference: Tensor | None = None, sources: tuple[int, ...] = (REAL,)) -> Tensor:
+        """With virtual batch norm, `reference [R, Z]` is the fixed batch of latents that is normalised by.
+
+        `sources` names the equal runs that `z` consists of (drawn, encoded ...): each is normalised for itself.
+        """
         if self.reference:
             if reference is None:
                 raise ShapeError("a generator with virtual batch norm needs its reference latents")
             z = torch.cat((reference, z))
-        return self.resume(self.start(z), 0)[self.reference :]
+        return self.resume(self.start(z, sources), 0, sources)[self.reference :]
 
 
 class DCGANDiscriminator(nn.Module):
