@@ -5,6 +5,13 @@ from __future__ import annotations
 from cambrian.nn.adversarial.connected import ConnectedNet
 from cambrian.nn.adversarial.dcgan import DCGANDiscriminator, DCGANGenerator, DownBlock, UpBlock, stages_for
 from cambrian.nn.adversarial.inversion import invert, lbfgs
+from cambrian.nn.adversarial.joint import (
+    JointDiscriminator,
+    JointPairs,
+    Tower,
+    joint_discriminator_loss,
+    joint_opponents_loss,
+)
 from cambrian.nn.adversarial.layers import (
     FAKE,
     REAL,
@@ -52,11 +59,14 @@ __all__ = [
     "HistoricalAverage",
     "InnerAdam",
     "InnerSGD",
+    "JointDiscriminator",
+    "JointPairs",
     "MaxoutLinear",
     "MinibatchDiscrimination",
     "MovingAverage",
     "Player",
     "SplitBatchNorm",
+    "Tower",
     "Unrolled",
     "UpBlock",
     "VirtualBatchNorm",
@@ -71,6 +81,8 @@ __all__ = [
     "gradient_norm",
     "initialise_from_data",
     "invert",
+    "joint_discriminator_loss",
+    "joint_opponents_loss",
     "lbfgs",
     "least_squares_discriminator",
     "least_squares_generator",

@@ -59,16 +59,24 @@ class ConnectedNet(nn.Module):
         self.act, self.out, self.scale = act, out, scale
         self.dropout_in, self.dropout = dropout_in, dropout
 
-    def features(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
-        """The last hidden layer `[B, F]`; `sources` names the equal runs that the batch consists of."""
+    def maps(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> list[Tensor]:
+        """Every hidden layer's output `[B, F]`, first to last; `sources` names the equal runs that the batch consists
+        of.
+        """
         if tuple(x.shape[1:]) != self.inputs:
             raise ShapeError(f"inputs must be [batch, {', '.join(map(str, self.inputs))}], got {tuple(x.shape)}")
         x = F.dropout(x.flatten(1) * self.scale, self.dropout_in, self.training)
+        out = []
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = layer(x)
             x = norm(x, sources) if isinstance(norm, SplitBatchNorm) else norm(x)
             x = F.dropout(_activate(x, self.act), self.dropout, self.training)
-        return x
+            out.append(x)
+        return out
+
+    def features(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
+        """The last hidden layer `[B, F]`."""
+        return self.maps(x, sources)[-1]
 
     def forward(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
         """`[B, *outputs]`."""
