@@ -73,3 +73,9 @@ def test_hash_changes_with_margin_seeds_and_configuration():
 def test_claims_must_name_their_arms():
     with pytest.raises(ConfigError, match="does not define"):
         claim(baselines=("missing",))
+
+
+def test_a_condition_on_a_metric_that_an_arm_lacks_is_named():
+    strict = claim(conditions=(Condition("new", "speed", ">=", 1.0),))
+    with pytest.raises(ConfigError, match=r"speed of new >= 1.*it gives: m"):
+        judge(strict, metrics([5, 6, 7], [1, 2, 3]))

@@ -12,7 +12,9 @@ from cambrian.cli.console import arms_progress, json_option, print_json, print_t
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which claims, on what, and where the results go."""
-    parser.add_argument("slugs", nargs="+", metavar="SLUG")
+    parser.add_argument("slugs", nargs="*", metavar="SLUG")
+    parser.add_argument("--family", help="every system of a family, instead of naming them")
+    parser.add_argument("--table", action="store_true", help="with --family: train all its entrants on the same worlds and budget, and print one table")  # fmt: skip
     parser.add_argument("--claim", help="a claim by name, or 'all' (default: the headline)")
     parser.add_argument("--preset", help="budget (default: the claim's own, laptop)")
     parser.add_argument("--data", help="other data than the embedded default")
@@ -28,20 +30,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Try, print, report."""
-    from cambrian.engine import ledger, registry
+    from cambrian.engine import ledger
     from cambrian.engine.verify import verify
 
-    for slug in args.slugs:
-        registry.claim_holder(slug)
+    slugs = _slugs(args)
+    if args.table:
+        return _table(args)
     trials: list[Any] = []
-    for slug in args.slugs:
+    for slug in slugs:
         with arms_progress() as notify:
             found = verify(
                 slug, claim=args.claim, preset=args.preset, data=args.data, seeds=args.seeds, sabotage=args.sabotage,
                 workers=args.workers, fresh=args.fresh, notify=notify,
             )  # fmt: skip
         trials += found
-        path = _report(slug, found, args.report if len(args.slugs) == 1 else None)
+        path = _report(slug, found, args.report if len(slugs) == 1 else None)
         for trial in found:
             if args.record:
                 ledger.write(trial, args.seeds)
@@ -52,6 +55,50 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([ledger.record(trial, args.seeds) for trial in trials])
     return 3 if args.strict and any(t.verdict != "holds" for t in trials) else 0
+
+
+def _slugs(args: argparse.Namespace) -> list[str]:
+    """The systems to try; raises `ConfigError` before anything is trained."""
+    from cambrian.engine import registry
+    from cambrian.errors import ConfigError
+
+    if args.table and not args.family:
+        raise ConfigError("--table compares a family; name it: cambrian verify --family gans --table")
+    if args.table:
+        return args.slugs
+    slugs = list(args.slugs)
+    if args.family:
+        members = [card.slug for card in registry.cards().values() if card.family == args.family]
+        if not members:
+            known = sorted({card.family for card in registry.cards().values()})
+            raise ConfigError(f"no family {args.family!r}; families: {', '.join(known)}")
+        slugs += [slug for slug in members if {"recipe", "study"} & set(registry.card(slug).roles)]
+    if not slugs:
+        raise ConfigError("name a system or a --family; 'cambrian list' shows both")
+    for slug in slugs:
+        registry.claim_holder(slug)
+    return slugs
+
+
+def _table(args: argparse.Namespace) -> int:
+    from cambrian.engine import contest
+    from cambrian.engine.run import runs_root
+
+    declared = contest.of_family(args.family)
+    with arms_progress() as notify:
+        outcome = contest.run(declared, seeds=args.seeds, entrants=args.slugs or None, workers=args.workers or 2, notify=notify)  # fmt: skip
+    name = f"{args.family}-{time.strftime('%Y%m%d-%H%M%S')}.html"
+    path = contest.page(outcome, args.report or runs_root() / ".verify" / name)
+    if args.record:
+        contest.write(outcome)
+    if args.json:
+        print_json(contest.record(outcome))
+        return 0
+    for world in outcome.contest.worlds:
+        table = outcome.table(world)
+        print_table(table.columns, table.rows)
+    print(f"report: {path}")
+    return 0
 
 
 def _report(slug: str, trials: list[Any], path: Path | None) -> Path:

@@ -26,6 +26,7 @@ class Outcome:
     metrics: dict[str, float]
     sample: Sample | None
     curves: Sample | None
+    training_cpu: float = 0.0
 
 
 class Ticker:
@@ -55,14 +56,16 @@ def run_recipe(spec: RunSpec, config: Any, ticker: Ticker) -> Outcome:
                 xs.append(step)
                 ys.append(value)
 
+    started = time.process_time()
     fit(loop, config.steps, each=each)
+    training = time.process_time() - started
     metrics = evaluate(loop.recipe)
     try:
         with inference(loop.recipe, 0) as generator:
             sample = loop.recipe.sample(512 if loop.recipe.data.kind == "points" else 16, generator)
     except CambrianError:
         sample = None
-    return Outcome(metrics, sample, Curves(history) if history else None)
+    return Outcome(metrics, sample, Curves(history) if history else None, training)
 
 
 def run_study(slug: str, values: Mapping[str, Any], seed: int, directory: Path, ticker: Ticker) -> Outcome:
@@ -86,7 +89,13 @@ def run_job(job: Mapping[str, Any], directory: Path) -> None:
     for name, shown in (("sample", outcome.sample), ("curves", outcome.curves)):
         if shown is not None:
             (directory / f"{name}.html").write_text(shown.html(), encoding="utf-8")
-    times = {"seconds": round(time.monotonic() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+    if outcome.sample is not None:
+        outcome.sample.save(directory, "sample")
+    times = {
+        "seconds": round(time.monotonic() - started, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "training_cpu_seconds": round(outcome.training_cpu, 3),
+    }
     files.replace_json(
         directory / "result.json", {"metrics": {k: float(v) for k, v in outcome.metrics.items()}, **times}
     )

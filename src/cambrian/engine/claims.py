@@ -39,6 +39,9 @@ class Condition:
 
     def met(self, metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> bool:
         """Whether the mean over seeds satisfies the condition."""
+        missing = [m for m in metrics[self.arm] if self.metric not in m]
+        if missing:
+            raise ConfigError(f"condition '{self}': the arm gives no such metric; it gives: {', '.join(missing[0])}")
         mean = float(np.mean([m[self.metric] for m in metrics[self.arm]]))
         return _OPERATORS[self.op](mean, self.value)
 

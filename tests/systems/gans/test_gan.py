@@ -218,7 +218,7 @@ def test_scores_and_pictures_of_an_unsupervised_run(tmp_path: Path) -> None:
     with torch.no_grad():
         figures = recipe.evaluate("test", torch.Generator().manual_seed(0))
         sample = recipe.sample(4, torch.Generator().manual_seed(0))
-    assert {"judge_accuracy", "classifier_score", "frechet", "d_accuracy"} == set(figures)
+    assert {"judge_accuracy", "classifier_score", "mode_score", "frechet", "kernel", "d_accuracy"} == set(figures)
     assert 1.0 <= figures["classifier_score"] <= 2.0 and figures["frechet"] > 0
     assert isinstance(sample, Gallery) and isinstance(sample.items["over time"], Animation)
     assert {path.suffix for path in sample.save(tmp_path, "sheet")} == {".png", ".gif"}

@@ -14,6 +14,7 @@ from cambrian.data.split import Data, TensorSplit
 from cambrian.engine.samples import Curves, Images
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.nn.adversarial import InnerAdam, InnerSGD, discriminator_loss
+from cambrian.systems.gans._judging import judged
 from cambrian.systems.gans.unrolled_gan import Config, PointNet, UnrolledGANRecipe, look_ahead
 
 TINY = Config(steps=6, batch=16, unroll=2, latent=4, hidden=8, look=2, looked_at=64)
@@ -164,8 +165,8 @@ def test_stacked_modes_are_counted_by_a_judge(monkeypatch, tmp_path) -> None:
     recipe = _recipe(data=data, stack=True, base=4, base_d=2, batch=8)
     bright = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 0, 1], [1, 1, 1]])
     made = (bright.float() * 1.6 - 0.9)[:, :, None, None].expand(-1, -1, 8, 8)
-    found = recipe._judged(made)
-    assert found["modes_touched"] == 3.0 and found["judge_accuracy"] >= 0.97
+    found = judged(recipe.data, made.add(1).div(2), stack=3)
+    assert found["modes_reached"] == 3.0 and found["modes_missed"] == 5.0 and found["judge_accuracy"] >= 0.97
     entropy = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(4.0).log()
     assert found["kl_to_uniform"] == pytest.approx(float(torch.tensor(8.0).log() - entropy), abs=1e-5)
 

@@ -42,8 +42,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.recipe import Recipe, action, recipe
 from cambrian.engine.samples import Curves, Gallery, Images, Plot, Points, Table
 from cambrian.errors import CapabilityError, ConfigError
-from cambrian.metrics.judges import REQUIRED_ACCURACY, judge_of
-from cambrian.metrics.modes import ModeCount, count_modes, counts_of, kl_to_uniform
+from cambrian.metrics.modes import ModeCount, count_modes
 from cambrian.nn import flat
 from cambrian.nn.adversarial import (
     DCGANDiscriminator,
@@ -58,12 +57,12 @@ from cambrian.nn.adversarial import (
 )
 from cambrian.nn.adversarial.unroll import Inner, Parameters
 from cambrian.systems.gans import _worlds
+from cambrian.systems.gans._judging import RADIUS, judged
 from cambrian.systems.gans._strips import FRAMES, POINTS_KEPT, strips
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RADIUS = 0.3  # a mode counts as touched by samples within this distance of its centre
 LOOKS = 5  # the score is the mean over this many last looks
 
 
@@ -176,8 +175,8 @@ class Showing(Recipe[Config]):
         """On points, modes touched and covered (mean of the last looks) and the share of samples within 3 sd of a
         mode.
 
-        On images with labels, modes reached of all classes (of 1,000 with `stack`) and KL to the uniform
-        distribution, by a judge; and the discriminator's accuracy on anything.
+        On images with labels a judge's scores (see `_judging`; with `stack`, modes of 1,000); and the
+        discriminator's accuracy on anything.
         """
         z = self._latent(self.config.looked_at, generator)
         made = torch.cat([self.generator(part) for part in z.split(500)])
@@ -185,25 +184,11 @@ class Showing(Recipe[Config]):
         logits = self.discriminator(torch.cat((real := self._real(held, generator), made[: len(real)])))
         out = {"d_accuracy": float(discriminator_accuracy(logits[: len(real)], logits[len(real) :]))}
         if self.data.kind != "points":
-            return out | self._judged(made.cpu())
+            return out | judged(self.data, made.cpu().add(1).div(2), stack=3 if self.config.stack else 1)
         now = self._count(made.cpu())
         looks = self.extra["looks"][-LOOKS:]
         touched = float(looks[:, 1].mean()) if len(looks) else float(now.touched)
         return out | {"modes_touched": touched, "modes_covered": float(now.covered), "quality": now.quality}
-
-    def _judged(self, made: Tensor) -> dict[str, float]:
-        classes = len(self.data.info["classes"])
-        if classes < 2:
-            return {}
-        judge = judge_of(self.data.split("train"), self.data.split("test"), classes)
-        if judge.accuracy < REQUIRED_ACCURACY:
-            return {"judge_accuracy": judge.accuracy}  # too weak to count modes with
-        layers = made.add(1).div(2).split(1, dim=1) if self.config.stack else [made.add(1).div(2)]
-        digits = torch.stack([judge.probabilities(layer).argmax(1) for layer in layers], dim=1)
-        place = torch.tensor([classes**i for i in reversed(range(len(layers)))])
-        counts = counts_of((digits * place).sum(1), classes ** len(layers))
-        reached = float((counts > 0).sum())
-        return {"judge_accuracy": judge.accuracy, "modes_touched": reached, "kl_to_uniform": kl_to_uniform(counts)}
 
     def sample(self, n: int, generator: torch.Generator) -> Plot | Images:
         """Points: how the cloud moved while training, and now. Images: a sheet."""

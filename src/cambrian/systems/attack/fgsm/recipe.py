@@ -288,10 +288,8 @@ class FGSMStudy(Study[Config]):
         clean = tuned.metric()["accuracy"]
         metrics = {"clean_accuracy": clean, "fgsm_accuracy": _accuracy(tuned, after, y)}
         metrics["pgd_accuracy"] = _accuracy(tuned, strong, y)
-        if self.config.adversarial:
-            plain = target.metric(self._tune(target, seed, False))["accuracy"]
-            metrics["clean_change"] = clean - plain
-        return metrics
+        plain = target.metric(self._tune(target, seed, False))["accuracy"] if self.config.adversarial else clean
+        return {**metrics, "clean_change": clean - plain}
 
     def _tune(self, target: Target, seed: int, adversarial: bool) -> nn.Module:
         """A fine-tuned copy of the trained network: the warm start that adversarial training needs."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +11,15 @@ from cambrian.engine.recipe import Recipe, action
 from cambrian.engine.samples import Animation, Gallery, Images, Points, Table
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.inspect.target import Space, Target, wrap
-from cambrian.metrics.classifier_score import classifier_score, frechet_distance
-from cambrian.metrics.judges import REQUIRED_ACCURACY, Judge, judge_of
-from cambrian.metrics.modes import count_modes
+from cambrian.metrics.judges import Judge, judge_of
 from cambrian.metrics.parzen import parzen_score
 from cambrian.nn.adversarial import DCGANGenerator, MovingAverage, discriminator_accuracy, invert, source_logit
+from cambrian.systems.gans._judging import judged
 from cambrian.systems.gans.gan import _tools
 from cambrian.systems.gans.gan._config import Config
 from cambrian.systems.gans.gan.model import GAN
 
 FRAMES = 12  # sheets kept while training, for the animation
-RADIUS = 0.3  # points: a mode counts as touched by samples within this distance
 
 
 class Measuring(Recipe[Config]):
@@ -78,29 +74,11 @@ class Measuring(Recipe[Config]):
         out = {"d_accuracy": float(discriminator_accuracy(on_real, on_fake))}
         if self.semi:
             return {"accuracy": right / count, **out}
-        return out | (self._modes(made) if self.data.kind == "points" else self._judged(made))
+        return out | judged(self.data, made)
 
     def _source(self, x: Tensor) -> Tensor:
         logits = self._best().discriminate(x)
         return source_logit(logits) if self.semi else logits[:, 0]
-
-    def _modes(self, made: Tensor) -> dict[str, float]:
-        found = count_modes(made, torch.tensor(self.data.info["centres"]), self.data.info["deviation"], RADIUS)
-        return {"modes_touched": float(found.touched), "modes_covered": float(found.covered), "quality": found.quality}
-
-    def _judged(self, made: Tensor) -> dict[str, float]:
-        if len(self.data.info["classes"]) < 2:
-            return {}
-        judge = self.judge()
-        if judge.accuracy < REQUIRED_ACCURACY:
-            return {"judge_accuracy": judge.accuracy}  # too weak to score with
-        test = self.data.split("test")
-        real = pictures.unit(test[torch.arange(min(len(test), len(made)))]["image"])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bias of few samples is the same in every arm that is compared
-            score, _ = classifier_score(judge.probabilities(made), splits=1)
-        distance = frechet_distance(judge.features(made), judge.features(real))
-        return {"judge_accuracy": judge.accuracy, "classifier_score": score, "frechet": distance}
 
     def judge(self) -> Judge:
         """The classifier that scores samples of this dataset, trained on its labels once and cached."""
