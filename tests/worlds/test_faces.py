@@ -87,3 +87,22 @@ def test_take_and_bad_settings(some: faces.Factors) -> None:
         faces.render(some, 8)
     with pytest.raises(ConfigError, match="cartoon, emoji"):
         faces.load(style="oil")
+
+
+def test_texture_is_an_addition_that_leaves_plain_faces_alone(some: faces.Factors) -> None:
+    plain, fine = faces.load(train=60, test=20), faces.load(train=60, test=20, texture=True)
+    index = torch.arange(60)
+    a, b = plain.split("train")[index], fine.split("train")[index]
+    assert plain.info["attributes"] == list(faces.ATTRIBUTES)
+    assert fine.info["attributes"] == [*faces.ATTRIBUTES, *faces.FINE]
+    assert torch.equal(b["attributes"][:, :4], a["attributes"]) and torch.equal(b["label"], a["label"])
+    freckles, strands = b["attributes"][:, 4] > 0.5, b["attributes"][:, 5] > 0.5
+    assert 15 < int(freckles.sum()) < 45 and 15 < int(strands.sum()) < 45
+    changed = _changed(a["image"], b["image"])
+    assert not bool(changed[~freckles & ~strands].any())
+    assert int(changed[freckles | strands].flatten(1).sum(1).min()) >= 5
+    rows = changed[freckles & ~strands].any(2).any(0).nonzero().flatten()
+    assert int(rows.min()) >= 16 and int(rows.max()) <= 24  # cheeks, at 32 pixels
+    assert torch.equal(fine.split("train")[torch.tensor([7])]["image"], b["image"][7:8])
+    with pytest.raises(ConfigError, match="texture is for cartoon"):
+        faces.load(train=1, test=1, style="emoji", texture=True)

@@ -21,7 +21,10 @@ from cambrian.data.split import Data, WorldSplit
 from cambrian.errors import ConfigError
 
 ATTRIBUTES = ("woman", "smile", "glasses", "old")
+FINE = ("freckles", "strands")  # attributes that only faces with texture have
 IDENTITY = 8
+FRECKLES = 14  # dots on the cheeks and the nose of a freckled face
+WAVES = 3  # sine waves whose sum shades the strands of hair
 CLASSES = ("neutral man", "smiling man", "neutral woman", "smiling woman")
 STYLES = ("cartoon", "emoji")
 _SPLITS = {"train": 0, "valid": 1, "test": 2}
@@ -85,6 +88,36 @@ def factors(key: Tensor) -> Factors:
 
 
 @dataclass(frozen=True)
+class Texture:
+    """Fine detail that no other factor tells, for N faces: who has it, and where its dots and strands lie.
+
+    `freckles` and `strands` `[N]` are 0 or 1; `dots [N, FRECKLES, 2]` in [0, 1]^2 places freckles on the cheeks;
+    `waves [N, WAVES, 2]` in [0, 1] are frequency and phase of the strands.
+    """
+
+    freckles: Tensor
+    strands: Tensor
+    dots: Tensor
+    waves: Tensor
+
+    @classmethod
+    def drawn(cls, key: Tensor) -> Texture:
+        """The texture of the faces of these keys (int64 `[N]`); both attributes are independent coins."""
+        u = keyed.uniform(key, 2 + 2 * FRECKLES + 2 * WAVES, stream=1)
+        dots, waves = u[:, 2:].split([2 * FRECKLES, 2 * WAVES], dim=1)
+        coins = (u[:, :2] < 0.5).float()
+        return cls(coins[:, 0], coins[:, 1], dots.unflatten(1, (-1, 2)), waves.unflatten(1, (-1, 2)))
+
+    def take(self, index: Tensor) -> Texture:
+        """The textures at these rows."""
+        return Texture(self.freckles[index], self.strands[index], self.dots[index], self.waves[index])
+
+    def attributes(self) -> Tensor:
+        """float32 `[N, 2]` of 0 and 1 in the order of `FINE`."""
+        return torch.stack((self.freckles, self.strands), dim=1)
+
+
+@dataclass(frozen=True)
 class _Face:
     """Positions and sizes that drawing, landmarks and boxes share, each `[N]`."""
 
@@ -144,10 +177,11 @@ class _Canvas:
         self.pixels = torch.zeros(count, 3, size, size)
 
     def paint(self, distance: Tensor, colour: Tensor, opacity: Tensor | float = 1.0) -> None:
-        """`distance [N, S, S]`, `colour [N, 3]` or `[3]`, `opacity [N]` or a number."""
+        """`distance [N, S, S]`, `colour [N, 3]`, `[3]` or `[N, 3, S, S]`, `opacity [N]` or a number."""
         cover = (0.5 - distance / self.soft).clamp(0, 1)
         share = cover * (opacity[:, None, None] if isinstance(opacity, Tensor) else opacity)  # type: ignore[reportIndexIssue]
-        self.pixels = torch.lerp(self.pixels, colour.view(-1, 3, 1, 1).expand_as(self.pixels), share[:, None])
+        flat = colour if colour.ndim == 4 else colour.view(-1, 3, 1, 1)
+        self.pixels = torch.lerp(self.pixels, flat.expand_as(self.pixels), share[:, None])
 
     def ellipse(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Approximate distance to ellipses of half-axes a, b `[N]`."""
@@ -183,8 +217,8 @@ def _between(palette: Tensor, at: Tensor) -> Tensor:
     return torch.lerp(palette[low], palette[low + 1], (place - low)[:, None])
 
 
-def render(f: Factors, size: int = 32, style: str = "cartoon") -> Tensor:
-    """Draw faces: uint8 `[N, 3, S, S]`."""
+def render(f: Factors, size: int = 32, style: str = "cartoon", texture: Texture | None = None) -> Tensor:
+    """Draw faces: uint8 `[N, 3, S, S]`; cartoons with freckles and strands of hair where `texture` is given."""
     if size < 16:
         raise ConfigError(f"faces need at least 16 pixels, got {size}")
     if style not in STYLES:
@@ -193,7 +227,7 @@ def render(f: Factors, size: int = 32, style: str = "cartoon") -> Tensor:
     if style == "emoji":
         _draw_disc(canvas, m)
     else:
-        _draw_head(canvas, f, m)
+        _draw_head(canvas, f, m, texture)
     _draw_features(canvas, f, m, style)
     return (canvas.pixels * 255).round().to(torch.uint8)
 
@@ -205,13 +239,35 @@ def _draw_disc(canvas: _Canvas, m: _Face) -> None:
     canvas.paint(canvas.ellipse(zero, zero + 0.1, zero + 0.80, zero + 0.80), torch.tensor([1.0, 0.83, 0.20]))
 
 
-def _draw_head(canvas: _Canvas, f: Factors, m: _Face) -> None:
+def _draw_freckles(canvas: _Canvas, skin: Tensor, m: _Face, texture: Texture) -> None:
+    """Dark dots on both cheeks, between the eyes and the mouth."""
+    zero = torch.zeros_like(m.shift)
+    for number, dot in enumerate(texture.dots.unbind(1)):
+        x, y = dot.unbind(1)
+        side = 1 - 2 * (number % 2)
+        at = m.shift + side * (0.12 + 0.26 * x), m.eye_y + 0.14 + 0.24 * y
+        canvas.paint(canvas.ellipse(*at, zero + 0.03, zero + 0.03), 0.5 * skin, texture.freckles)
+
+
+def _strands(canvas: _Canvas, hair: Tensor, m: _Face, texture: Texture) -> Tensor:
+    """Hair colour `[N, 3, S, S]` with light and dark strands that fan out from the crown."""
+    across = (canvas.x - _wide(m.shift)) / (1.2 + 0.5 * canvas.y)  # strands part on their way down
+    shade = torch.zeros_like(across)
+    for pair in texture.waves.unbind(1):
+        frequency, phase = 4.0 + 2.5 * pair[:, 0], pair[:, 1]
+        shade = shade + torch.sin(2 * torch.pi * (_wide(frequency) * across + _wide(phase))) / WAVES
+    light = 1.0 + 0.9 * shade * _wide(texture.strands)
+    return (hair[:, :, None, None] * light[:, None]).clamp(0, 1)
+
+
+def _draw_head(canvas: _Canvas, f: Factors, m: _Face, texture: Texture | None = None) -> None:
     zero = torch.zeros_like(m.shift)
     shade = torch.stack((0.55 + 0.35 * f.backdrop, 0.72 + 0.15 * f.backdrop, 0.90 - 0.25 * f.backdrop), dim=1)
     canvas.pixels += shade.view(-1, 3, 1, 1)
     skin = _between(_SKIN, f.identity[:, 6])
     grey = torch.tensor([0.82, 0.82, 0.84])
     hair = torch.lerp(_between(_HAIR, f.identity[:, 7]), grey, ((f.age - 0.5) * 2.2).clamp(0, 1)[:, None])
+    hair = hair if texture is None else _strands(canvas, hair, m, texture)
     long = canvas.ellipse(zero, m.centre + 0.15, m.width + 0.20, m.length + 0.12)
     canvas.paint(long, hair, f.woman)
     canvas.paint(
@@ -220,6 +276,8 @@ def _draw_head(canvas: _Canvas, f: Factors, m: _Face) -> None:
     canvas.paint(canvas.box(zero, zero + 0.78, zero + 0.17, zero + 0.2), 0.88 * skin)
     canvas.paint(canvas.ellipse(zero, m.centre, m.width + 0.05, m.length + 0.03), hair, 1 - f.woman)
     canvas.paint(canvas.ellipse(zero, m.centre + 0.05, m.width, m.length - 0.02), skin)
+    if texture is not None:
+        _draw_freckles(canvas, skin, m, texture)
     # the hairline is what of the head lies above a curve; it recedes with age in men
     line = (
         canvas.y + _wide(0.30 + 0.16 * f.age * (1 - f.woman) - 0.05 * f.woman) - 0.35 * (canvas.x - _wide(m.shift)) ** 2
@@ -265,23 +323,27 @@ def _draw_features(canvas: _Canvas, f: Factors, m: _Face, style: str) -> None:
 class FaceSamples:
     """The pure function from indices to samples of one split; pictures that were drawn once are kept (3 KB each)."""
 
-    def __init__(self, *, seed: int, epoch: int, count: int, size: int, style: str = "cartoon") -> None:
-        self.seed, self.epoch, self.size, self.style = seed, epoch, size, style
+    def __init__(
+        self, *, seed: int, epoch: int, count: int, size: int, style: str = "cartoon", texture: bool = False
+    ) -> None:
+        self.seed, self.epoch, self.size, self.style, self.texture = seed, epoch, size, style, texture
         self._drawn = torch.zeros(count, dtype=torch.bool)
         self._images = torch.empty(count, 3, size, size, dtype=torch.uint8)
 
     def __call__(self, index: Tensor) -> dict[str, Tensor]:
-        """`image`, `label` (into `CLASSES`), `attributes [N, 4]`, `identity [N, 8]`, `age [N]`, `landmarks [N, 5,
-        2]`, `glasses_box [N, 4]`."""
-        f = factors(keyed.sample_keys(self.seed, self.epoch, index))
+        """`image`, `label` (into `CLASSES`), `attributes [N, 4]` (6 with texture), `identity [N, 8]`, `age [N]`,
+        `landmarks [N, 5, 2]`, `glasses_box [N, 4]`."""
+        key = keyed.sample_keys(self.seed, self.epoch, index)
+        f, fine = factors(key), Texture.drawn(key) if self.texture else None
         missing = (~self._drawn[index]).nonzero().flatten()
         if len(missing):
-            self._images[index[missing]] = render(f.take(missing), self.size, self.style)
+            detail = None if fine is None else fine.take(missing)
+            self._images[index[missing]] = render(f.take(missing), self.size, self.style, detail)
             self._drawn[index[missing]] = True
         return {
             "image": self._images[index],
             "label": f.label(),
-            "attributes": f.attributes(),
+            "attributes": f.attributes() if fine is None else torch.cat((f.attributes(), fine.attributes()), dim=1),
             "identity": f.identity,
             "age": f.age,
             "landmarks": landmarks(f),
@@ -289,12 +351,28 @@ class FaceSamples:
         }
 
 
-def load(*, size: int = 32, train: int = 8_000, test: int = 2_000, seed: int = 0, style: str = "cartoon") -> Data:
-    """Faces as `Data` of kind `images`; splits differ in their keys, so no face is in two of them."""
+def load(
+    *,
+    size: int = 32,
+    train: int = 8_000,
+    test: int = 2_000,
+    seed: int = 0,
+    style: str = "cartoon",
+    texture: bool = False,
+) -> Data:
+    """Faces as `Data` of kind `images`; splits differ in their keys, so no face is in two of them.
+
+    With `texture`, half of the cartoons have freckles and half have strands of hair: attributes of their own, drawn
+    beside the others, so that everything else about a face stays as it is without.
+    """
     render(factors(torch.zeros(1, dtype=torch.int64)), size, style)  # a wrong size or style is named here
-    info = {"shape": (3, size, size), "classes": list(CLASSES), "scale": 255, "attributes": list(ATTRIBUTES)}
+    if texture and style != "cartoon":
+        raise ConfigError(f"texture is for cartoon faces, not for style {style!r}")
+    attributes = [*ATTRIBUTES, *FINE] if texture else list(ATTRIBUTES)
+    info = {"shape": (3, size, size), "classes": list(CLASSES), "scale": 255, "attributes": attributes}
     parts = {}
     for name, epoch in _SPLITS.items():
         count = train if name == "train" else test
-        parts[name] = WorldSplit(FaceSamples(seed=seed, epoch=epoch, count=count, size=size, style=style), count)
+        made = FaceSamples(seed=seed, epoch=epoch, count=count, size=size, style=style, texture=texture)
+        parts[name] = WorldSplit(made, count)
     return Data("faces", "images", parts["train"], parts["valid"], parts["test"], info)
