@@ -168,6 +168,18 @@ class Showing(Recipe[Config]):
     def _latent(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randn(count, self.config.latent, generator=generator).to(self.device)
 
+    def critics(self) -> list[nn.Module]:
+        """The nets that training methods may disturb."""
+        return [self.discriminator]
+
+    def real(self, batch: Batch) -> Tensor:
+        """The batch's samples in the nets' range; stacks are put together in one fixed order."""
+        return self._real(batch, torch.Generator().manual_seed(0))
+
+    def latent(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Latents `[count, Z]`, from the recipe's own generator unless another is given."""
+        return self._latent(count, generator or self.rng)
+
     def _count(self, made: Tensor) -> ModeCount:
         return count_modes(made, torch.tensor(self.data.info["centres"]), self.data.info["deviation"], RADIUS)
 

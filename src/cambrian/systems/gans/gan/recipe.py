@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cambrian.data.source import Source
@@ -171,6 +171,18 @@ class GANRecipe(Playing):
             self.averaged = MovingAverage(self.gan, config.ema, warm=True)
 
     # -- training -------------------------------------------------------------------------------------------------
+
+    def critics(self) -> list[nn.Module]:
+        """The nets that training methods may disturb."""
+        return [self.gan.discriminator]
+
+    def real(self, batch: Batch) -> Tensor:
+        """The batch's samples in the nets' range."""
+        return self._real(batch)
+
+    def latent(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Latents `[count, Z]`, from the recipe's own generator unless another is given."""
+        return self._latent(count, generator or self.rng)
 
     def step(self, batch: Batch) -> dict[str, Tensor | float]:
         config = self.config
