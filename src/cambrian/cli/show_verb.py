@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     card = registry.card(args.slug)
     signatures = action_signatures(card)
     if args.json:
-        print_json({**card.row(), "action_signatures": signatures, "docstring": card.body})
+        print_json(
+            {**card.row(), "actions": list(card.actions), "action_signatures": signatures, "docstring": card.body}
+        )
         return 0
     print(f"{card.slug}: {card.body}\n")
     print(f"roles:   {', '.join(card.roles)}")

@@ -43,14 +43,40 @@ class Card:
     body: str
     roles: tuple[str, ...]
     data: str | None
-    actions: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=(), repr=False)
-    shared: tuple[Path, ...] = field(default=(), repr=False)  # modules of its family that the files import
+
+    @property
+    def shared(self) -> tuple[Path, ...]:
+        """The modules of its family that the files import."""
+        return _family_files(self.files)
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Names of its recipe's actions, inherited ones too."""
+        return _actions_of(self.slug, (*self.files, *self.shared))
 
     def row(self) -> dict[str, Any]:
         """The card as JSON values."""
         keys = ("slug", "family", "title", "reference", "summary", "claim", "module", "data")
-        return {**{k: getattr(self, k) for k in keys}, "roles": list(self.roles), "actions": list(self.actions)}
+        return {**{k: getattr(self, k) for k in keys}, "roles": list(self.roles)}
+
+
+_DOCSTRING = re.compile(r'\A\s*(?:#[^\n]*\n\s*)*[rR]?"""(.*?)"""', re.S)
+_ROLE = re.compile(r"""^@(\w+)\(\s*["']([\w-]+)["'](?:\s*,\s*data\s*=\s*["']([^"']+)["'])?\s*,?\s*\)""", re.M)
+
+
+def _read_card(slug: str, family: str, module: str, files: tuple[Path, ...]) -> Card:
+    """A card by scanning the text: parsing every system to list them all would take seconds."""
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    found = _DOCSTRING.match(texts[0])
+    doc = inspect.cleandoc(found[1]) if found else ""
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", doc)]
+    claim = next((p.removeprefix("Claim:").strip() for p in paragraphs if p.startswith("Claim:")), "")
+    title, reference, summary = ([*paragraphs, "", "", ""])[:3]
+    marks = [m for text in texts for m in _ROLE.finditer(text) if m[1] in ROLES and m[2] == slug]
+    roles = tuple(dict.fromkeys(ROLES[m[1]] for m in marks))
+    data = next((m[3] for m in marks if m[3]), None)
+    return Card(slug, family, module, title.rstrip("."), reference, summary, claim, doc, roles, data, files)
 
 
 @cache
@@ -58,10 +84,11 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def _family_files(trees: list[ast.Module]) -> tuple[Path, ...]:
-    """The family's shared modules (`systems/<family>/_name.py`) that these modules import, and those import."""
+@cache
+def _family_files(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The family's shared modules (`systems/<family>/_name.py`) that these files import, and those import."""
     found: dict[Path, None] = {}
-    waiting = list(trees)
+    waiting = [_parse(path) for path in files]
     while waiting:
         for node in (n for n in waiting.pop().body if isinstance(n, ast.ImportFrom)):
             package = (node.module or "").split(".")
@@ -75,35 +102,18 @@ def _family_files(trees: list[ast.Module]) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def _read_card(slug: str, family: str, module: str, files: tuple[Path, ...]) -> Card:
-    trees = [_parse(path) for path in files]
-    doc = ast.get_docstring(trees[0]) or ""
-    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", doc)]
-    claim = next((p.removeprefix("Claim:").strip() for p in paragraphs if p.startswith("Claim:")), "")
-    title, reference, summary = ([*paragraphs, "", "", ""])[:3]
-    shared = _family_files(trees)
-    roles, data, actions = _read_roles([*trees, *map(_parse, shared)], slug)
-    return Card(
-        slug, family, module, title.rstrip("."), reference, summary, claim, doc, roles, data, actions, files, shared
-    )
+@cache
+def _actions_of(slug: str, files: tuple[Path, ...]) -> tuple[str, ...]:
+    classes = {node.name: node for path in files for node in _parse(path).body if isinstance(node, ast.ClassDef)}
+    owners = [node for node in classes.values() if any(_names(call, slug) for call in node.decorator_list)]
+    return tuple(dict.fromkeys(name for owner in owners for name in _actions(owner, classes)))
 
 
-def _read_roles(trees: list[ast.Module], slug: str) -> tuple[tuple[str, ...], str | None, tuple[str, ...]]:
-    roles: dict[str, None] = {}
-    data: str | None = None
-    actions: dict[str, None] = {}
-    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
-    for node in classes.values():
-        for call in node.decorator_list:
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ROLES):
-                continue
-            if not (call.args and isinstance(call.args[0], ast.Constant) and call.args[0].value == slug):
-                continue
-            roles[ROLES[call.func.id]] = None
-            named = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
-            data = str(named["data"]) if "data" in named else data
-            actions.update(dict.fromkeys(_actions(node, classes)))
-    return tuple(roles), data, tuple(actions)
+def _names(decorator: ast.expr, slug: str) -> bool:
+    """Whether a decorator declares a role of system `slug`."""
+    if not (isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id in ROLES):
+        return False
+    return bool(decorator.args) and isinstance(decorator.args[0], ast.Constant) and decorator.args[0].value == slug
 
 
 def _actions(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[str]:
