@@ -6,6 +6,7 @@ from cambrian.nn.adversarial.connected import ConnectedNet
 from cambrian.nn.adversarial.dcgan import DCGANDiscriminator, DCGANGenerator, DownBlock, UpBlock, stages_for
 from cambrian.nn.adversarial.inversion import invert, lbfgs
 from cambrian.nn.adversarial.joint import (
+    Flat,
     JointDiscriminator,
     JointPairs,
     Tower,
@@ -55,6 +56,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DownBlock",
+    "Flat",
     "GaussianNoise",
     "HistoricalAverage",
     "InnerAdam",

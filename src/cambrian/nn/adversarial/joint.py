@@ -30,6 +30,17 @@ class Tower(nn.Sequential):
         return super().forward(x)
 
 
+class Flat(nn.Module):
+    """The tower that only flattens, `[B, ...] -> [B, N]`, and multiplies by `scale`."""
+
+    def __init__(self, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
+        return x.flatten(1) * self.scale
+
+
 class JointDiscriminator(nn.Module):
     """`(x [B, ...], z [B, Z]) -> [B, outputs]`: a tower over x, a tower over z, and `joint` over both side by side.
 

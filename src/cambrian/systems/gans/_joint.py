@@ -8,7 +8,6 @@ Shapes: B batch, Z latent.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -44,10 +43,9 @@ class InferenceModel(GenerativeModel):
         """Latents `[B, Z]` that the game pairs with samples `x` `[B, *shape]`; differentiable."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """`[B, Z] -> [B, *shape]` as people see it: images in [0, 1]."""
-        return self.show(self.generate(z))
+    def seen(self, x: Tensor) -> Tensor:
+        """What of samples `x` the discriminator and reconstructions see; all of it, unless a model looks closer."""
+        return x
 
 
 class JointRecipe(AdversarialRecipe[C]):
@@ -75,49 +73,46 @@ class JointRecipe(AdversarialRecipe[C]):
     def pairs(self, x: Tensor, batch: Batch, generator: torch.Generator) -> JointPairs:
         """The pairs of one round."""
         z = self.prior_for(batch, len(x), generator)
-        return JointPairs(x, self.infer(x, batch, generator), self.model.generate(z), z)
+        return JointPairs(self.model.seen(x), self.infer(x, batch, generator), self.model.generate(z), z)
+
+    def judge_pairs(self, pairs: JointPairs) -> tuple[Tensor, Tensor] | None:
+        """The discriminator's logits `[B]` of encoder and decoder pairs; None where a game has no discriminator."""
+        on_encoder, on_decoder = pairs.logits(self.model.discriminator)
+        return self.source(on_encoder), self.source(on_decoder)
 
     def players(self, x: Tensor, batch: Batch) -> list[Player]:
         pairs = self.pairs(x, batch, self.rng)
         pairs = pairs.permuted(self.rng) if self.config.pair == "permuted" else pairs  # type: ignore[attr-defined]
-        return self.players_of(pairs)
+        return [
+            self.d_player(pairs),
+            Player("eg", self.eg_optim, lambda turn: joint_opponents_loss(*self.judge_pairs(pairs))),
+        ]
 
-    def players_of(self, pairs: JointPairs) -> list[Player]:
-        """D on pairs cut off from E and G, then E and G together on the very same pairs."""
+    def d_player(self, pairs: JointPairs) -> Player:
+        """The discriminator on pairs cut off from E and G, which are the very same that E and G then play with."""
 
-        def d_loss(turn: int) -> tuple[Tensor, dict[str, Tensor]]:
-            on_encoder, on_decoder = map(self.source, pairs.detached().logits(self.model.discriminator))
-            accuracy = discriminator_accuracy(on_encoder, on_decoder)
-            return joint_discriminator_loss(on_encoder, on_decoder), {"d_accuracy": accuracy}
+        def loss(turn: int) -> tuple[Tensor, dict[str, Tensor]]:
+            logits = self.judge_pairs(pairs.detached())
+            assert logits is not None
+            return joint_discriminator_loss(*logits), {"d_accuracy": discriminator_accuracy(*logits)}
 
-        def eg_loss(turn: int) -> Tensor:
-            return joint_opponents_loss(*map(self.source, pairs.logits(self.model.discriminator)))
-
-        return [Player("d", self.d_optim, d_loss), Player("eg", self.eg_optim, eg_loss)]
+        return Player("d", self.d_optim, loss)
 
     # -- what is measured and shown ---------------------------------------------------------------------------------
 
-    def held_out(self, split: str, generator: torch.Generator) -> tuple[Batch, Tensor, Tensor]:
-        """The first held-out samples: their batch, `x`, and their reconstructions."""
+    def held_out(self, split: str, generator: torch.Generator) -> tuple[Batch, JointPairs, Tensor]:
+        """The first held-out samples: their batch, pairs with prior draws, and their reconstructions."""
         batch = next(self.batches(split, HELD))
-        x = self.real(batch)
-        return batch, x, self.model.generate(self.infer(x, batch, generator))
+        pairs = self.pairs(self.real(batch), batch, generator)
+        return batch, pairs, self.model.generate(pairs.z_hat)
 
     def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
         """The family's figures, `d_accuracy` on pairs, and the two figures of reconstructions above."""
         out = super().evaluate(split, generator)
-        batch, x, rebuilt = self.held_out(split, generator)
-        pairs = replace(self.pairs(x, batch, generator), x=x)
-        logits = map(self.source, self.judged_pairs(pairs).logits(self.model.discriminator))
-        return {"d_accuracy": float(discriminator_accuracy(*logits)), **out, **self.rebuilt(batch, x, rebuilt, generator)}
-
-    def judged_pairs(self, pairs: JointPairs) -> JointPairs:
-        """Held-out pairs as the discriminator was trained to see them."""
-        return pairs
-
-    def rebuilt(self, batch: Batch, x: Tensor, rebuilt: Tensor, generator: torch.Generator) -> dict[str, float]:
-        """Figures of reconstructions of held-out samples."""
-        out = {"reconstruction_ratio": reconstruction_ratio(x, rebuilt, generator)}
+        batch, pairs, rebuilt = self.held_out(split, generator)
+        logits = self.judge_pairs(pairs)
+        accuracy = {} if logits is None else {"d_accuracy": float(discriminator_accuracy(*logits))}
+        out |= accuracy | {"reconstruction_ratio": reconstruction_ratio(pairs.x, rebuilt, generator)}
         if len(self.data.info["classes"]) > 1:
             out["kept_class"] = float((self.nearest_class(rebuilt) == batch["label"]).double().mean())
         return out
@@ -131,7 +126,7 @@ class JointRecipe(AdversarialRecipe[C]):
             return label.where(near, -torch.ones_like(label))
         train = self.data.split("train")
         held = train[torch.arange(min(NEIGHBOURS, len(train)))]
-        real = self.real(held).to(x)
+        real = self.model.seen(self.real(held).to(x))
         return held["label"].to(x.device)[nearest(x.flatten(1), real.flatten(1))]
 
     def sample(self, n: int, generator: torch.Generator) -> Sample:
@@ -148,10 +143,10 @@ class JointRecipe(AdversarialRecipe[C]):
     @torch.no_grad()
     def side_by_side(self, n: int, generator: torch.Generator) -> Sample:
         """`n` test images above their reconstructions; of points, all reconstructions over the originals."""
-        _, x, rebuilt = self.held_out("test", generator)
+        _, pairs, rebuilt = self.held_out("test", generator)
         if not self.model.images:
-            return Points(rebuilt, x)
-        return Images(self.model.show(torch.cat((x[:n], rebuilt[:n]))).cpu(), columns=min(n, len(x)))
+            return Points(rebuilt, pairs.x)
+        return Images(self.model.show(torch.cat((pairs.x[:n], rebuilt[:n]))).cpu(), columns=min(n, len(rebuilt)))
 
 
 def reconstruction_ratio(x: Tensor, rebuilt: Tensor, generator: torch.Generator) -> float:
