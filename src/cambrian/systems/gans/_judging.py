@@ -55,11 +55,13 @@ class Panel:
 def panel_of(data: Data, stack: int = 1) -> Panel:
     """The judge of `data`'s labelled images, trained once and cached; it is up to the caller to ask its accuracy.
 
-    `stack` grey images of `data` stand in the channels of one sample; the stacked glyphs say so themselves.
+    `stack` grey images of `data` stand in the channels of one sample; the stacked glyphs say so themselves. Data of
+    many classes say in `info["judge"]` what `limit` and `steps` of `judge_of` their judge takes.
     """
     characters = len(data.info.get("stacked", ""))
     if not characters:
-        return Panel(judge_of(data.split("train"), data.split("test"), len(data.info["classes"])), stack)
+        effort = data.info.get("judge", {})
+        return Panel(judge_of(data.split("train"), data.split("test"), len(data.info["classes"]), **effort), stack)
     parts = [data.split(name)[torch.arange(min(JUDGED, len(data.split(name))))] for name in ("train", "test")]
     # the last character stands in the last channel: label = (a K + b) K + c
     last = [TensorSplit(image=part["image"][:, 2:], label=part["label"] % characters) for part in parts]
