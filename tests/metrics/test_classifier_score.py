@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from cambrian.errors import ShapeError
-from cambrian.metrics.classifier_score import classifier_score, frechet_distance, kernel_distance, mode_score
+from cambrian.metrics.classifier_score import (
+    classifier_score,
+    frechet_distance,
+    kernel_distance,
+    mode_score,
+    reversed_score,
+)
 
 
 def test_score_is_k_for_balanced_certainty_and_one_for_constant_rows() -> None:
@@ -103,3 +109,13 @@ def test_kernel_distance_is_unbiased_and_equals_a_double_loop() -> None:
     assert abs(float(np.mean(same))) < 3 * float(np.std(same)) / math.sqrt(200)
     with pytest.raises(ShapeError, match="N >= 2"):
         kernel_distance(a[:1], b)
+
+
+def test_reversed_score_is_the_other_divergence_and_bounded_by_its_floor():
+    p = torch.rand(30, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.05
+    p = p / p.sum(1, keepdim=True)
+    marginal = p.mean(0)
+    loop = sum(float((marginal * (marginal / row).log()).sum()) for row in p) / len(p)
+    assert reversed_score(p) == pytest.approx(loop)
+    assert reversed_score(torch.full((5, 3), 1 / 3)) == pytest.approx(0.0, abs=1e-7)
+    assert reversed_score(torch.eye(4)) == pytest.approx(-math.log(4) + 0.75 * 12 * math.log(10), rel=1e-6)

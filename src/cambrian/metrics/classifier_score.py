@@ -110,3 +110,14 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
     first_term = (within_a.sum() - within_a.trace()) / (n * (n - 1))
     second_term = (within_b.sum() - within_b.trace()) / (m * (m - 1))
     return float(first_term + second_term - 2 * kernel(a, b).mean())
+
+
+def reversed_score(probabilities: Tensor, floor: float = 1e-12) -> float:
+    """`E_x KL(p(y) || p(y|x))` in nats, no exponential: the score I' of Zhao et al. 2016 (1609.03126), section 4.1.
+
+    The divergence is the other way round than in the classifier score, so single confident answers weigh without bound;
+    probabilities below `floor` count as `floor`.
+    """
+    p = _check_probabilities(probabilities)
+    marginal = p.mean(0, keepdim=True)
+    return float((torch.special.xlogy(marginal, marginal) - marginal * p.clamp_min(floor).log()).sum(1).mean())

@@ -28,6 +28,7 @@ from cambrian.nn.adversarial.layers import (
 )
 from cambrian.nn.adversarial.losses import (
     HistoricalAverage,
+    Margin,
     discriminator_loss,
     feature_matching,
     game_value,
@@ -35,6 +36,7 @@ from cambrian.nn.adversarial.losses import (
     least_squares_discriminator,
     least_squares_generator,
     margin_loss,
+    pulling_away,
     semi_supervised_loss,
     source_logit,
 )
@@ -63,6 +65,7 @@ __all__ = [
     "InnerSGD",
     "JointDiscriminator",
     "JointPairs",
+    "Margin",
     "MaxoutLinear",
     "MinibatchDiscrimination",
     "MovingAverage",
@@ -93,6 +96,7 @@ __all__ = [
     "parameters_of",
     "part",
     "play",
+    "pulling_away",
     "semi_supervised_loss",
     "source_logit",
     "stages_for",

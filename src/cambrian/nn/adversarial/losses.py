@@ -8,8 +8,9 @@
     K + 1 classes      D(x) = Z / (Z + 1), Z = sum_k exp(l_k)     Salimans et al., section 5
     least squares      targets 1 and 0                            Mao et al. 2016 (1611.04076)
     margin             E(x) + max(0, m - E(G(z)))                 Zhao et al. 2016 (1609.03126), eq. 1
+    pulling away       mean over pairs i != j of cos(S_i, S_j)^2  Zhao et al. 2016, section 2.4
 
-Shapes: B batch, K classes, F features. Every loss is a scalar, the mean over the batch.
+Shapes: B batch, K classes, F features, S codes. Every loss is a scalar, the mean over the batch.
 """
 
 from __future__ import annotations
@@ -55,9 +56,59 @@ def least_squares_generator(fake: Tensor) -> Tensor:
     return 0.5 * (fake - 1.0).square().mean()
 
 
-def margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float) -> Tensor:
+def margin_loss(real_energy: Tensor, fake_energy: Tensor, margin: float | Tensor) -> Tensor:
     """The energy-based discriminator: low energy on data, at least `margin` on samples."""
     return real_energy.mean() + F.relu(margin - fake_energy).mean()
+
+
+def pulling_away(codes: Tensor) -> Tensor:
+    """Mean squared cosine over all pairs of different rows of codes `[B >= 2, S]`: 0 orthogonal, 1 collinear.
+
+    It stands in the generator's loss only. One Gram matrix, the smaller of `[B, B]` and `[S, S]`, holds all pairs:
+    the sum of its squares is the same. Dead codes (all zero) count as orthogonal and have gradient 0.
+    """
+    if codes.ndim != 2 or codes.shape[0] < 2:
+        raise ShapeError(f"the pulling-away term compares samples of a batch [B >= 2, S], got {tuple(codes.shape)}")
+    # bounded before the root: a floor added to the norm itself would leave its infinite slope at 0
+    unit = codes * codes.square().sum(1, keepdim=True).clamp_min(1e-12).rsqrt()
+    batch, size = unit.shape
+    gram = unit @ unit.T if batch <= size else unit.T @ unit
+    pairs = gram.square().sum() - unit.square().sum(1).square().sum()  # less each row's pair with itself
+    return pairs / (batch * (batch - 1))
+
+
+class Margin(nn.Module):
+    """The margin of an energy: fixed, or by rule `factor` times the mean energy of data at initialisation.
+
+    By rule (`value=None`) it is a running mean over the first `warm` batches that `update` sees, then it stands. A
+    margin below the energy of data leaves the hinge dead from the start, one far above it is never reached. With
+    `decay_steps` it falls linearly to 0 over so many updates after that, for games that end as classifiers.
+    """
+
+    def __init__(self, value: float | None = None, factor: float = 1.5, warm: int = 20, decay_steps: int = 0) -> None:
+        super().__init__()
+        if (value is not None and value < 0) or factor <= 0 or warm < 1 or decay_steps < 0:
+            raise ConfigError(
+                f"a margin is >= 0, its factor > 0, warm >= 1 and decay_steps >= 0: {value}, {factor}, {warm}, {decay_steps}"
+            )
+        self.factor, self.warm, self.decay_steps = factor, 0 if value is not None else warm, decay_steps
+        self.register_buffer("start", torch.tensor(0.0 if value is None else float(value)))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, real_energy: Tensor) -> Tensor:
+        """Take in the energies of one batch of data, before the loss is formed; gives the margin as it now is."""
+        self.updates += 1
+        if int(self.updates) <= self.warm:
+            self.start.lerp_(self.factor * real_energy.mean(), 1.0 / int(self.updates))
+        return self()
+
+    def forward(self) -> Tensor:
+        """The margin, a scalar."""
+        if not self.decay_steps:
+            return self.start.clone()
+        gone = (self.updates - self.warm).clamp_min(0) / self.decay_steps
+        return self.start * (1.0 - gone).clamp_min(0.0)
 
 
 def source_logit(logits: Tensor) -> Tensor:
