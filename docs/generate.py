@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cambrian.codec import files
 from cambrian.engine import ledger, registry
 
 BEGIN, END = "<!-- ledger: begin (written by docs/generate.py) -->", "<!-- ledger: end -->"
@@ -46,7 +47,20 @@ def system_page(slug: str, root: Path) -> str:
             "compressor": f"cambrian compress last --with {slug}", "explainer": f"cambrian explain last --with {slug}",
             "attacker": f"cambrian attack last --with {slug}", "study": f"cambrian verify {slug}"}  # fmt: skip
     commands = dict.fromkeys([*(verb[r] for r in card.roles), f"cambrian verify {slug}", f"cambrian config {slug}"])
-    parts = [f"# {card.title} (`{slug}`)", "", "```text", body, "```", "", "## Commands", "", "```sh", *commands, "```", ""]
+    parts = [
+        f"# {card.title} (`{slug}`)",
+        "",
+        "```text",
+        body,
+        "```",
+        "",
+        "## Commands",
+        "",
+        "```sh",
+        *commands,
+        "```",
+        "",
+    ]
     parts += [f"Roles: {', '.join(card.roles)}. Import: `{card.module}`.", ""]
     records = ledger.records(slug)
     parts += ["## Ledger", "", *(record_section(r) for r in records)] if records else []
@@ -59,8 +73,48 @@ def table() -> str:
     """All verdicts as a Markdown table."""
     rows = ["| system | claim | verdict | measured | the paper |", "|---|---|---|---|---|"]
     for r in ledger.records():
-        rows.append(f"| `{r['slug']}` | {r['statement']} | **{r['verdict']}** | {r['metric']} {effect(r)} | {r['paper']} |")
+        rows.append(
+            f"| `{r['slug']}` | {r['statement']} | **{r['verdict']}** | {r['metric']} {effect(r)} | {r['paper']} |"
+        )
     return "\n".join(rows)
+
+
+def family_page(family: str, root: Path) -> str | None:
+    """A family's comparison: what was found, then the recorded tables and their pictures; None where nothing is recorded."""
+    path = ledger.root() / "tables" / f"{family}.json"
+    if not path.exists():
+        return None
+    record = files.load_json(path)
+    text = root / "docs" / "findings" / "families" / f"{family}.md"
+    parts = [text.read_text(encoding="utf-8").rstrip() if text.exists() else f"# {family}", "", "## The tables", ""]
+    parts += [
+        f"`cambrian verify --family {family} --table`, seeds {record['seeds']}: the mean, lowest to highest in brackets.",
+        "",
+    ]
+    for world, table in record["tables"].items():
+        budget = ", ".join(f"{name} {value}" for name, value in record["worlds"][world]["settings"].items())
+        rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+        parts += [f"### {world}", "", f"{budget}.", "", *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+        if (root / "docs" / "pictures" / f"{family}-{world}.png").exists():
+            parts += [f"![samples on {world}, first seed](../pictures/{family}-{world}.png)", ""]
+    settings = [
+        [f"`{name}`", e["slug"], *(str({**e["settings"], **e["by_world"].get(w, {})}) for w in record["worlds"])]
+        for name, e in record["entrants"].items()
+    ]
+    head = ["entrant", "system", *record["worlds"]]
+    parts += [
+        "### What each added to the budget",
+        "",
+        *("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *settings]),
+        "",
+    ]
+    return "\n".join(
+        [
+            *parts,
+            f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}, {record['date']}.",
+            "",
+        ]
+    )
 
 
 def write_pages(root: Path) -> None:
@@ -70,7 +124,13 @@ def write_pages(root: Path) -> None:
     cards = [card for card in registry.cards().values() if card.family != "plugin"]
     for card in cards:
         (folder / f"{card.slug}.md").write_text(system_page(card.slug, root), encoding="utf-8")
-    listing = "\n".join(card.slug for card in cards)
+    names = [card.slug for card in cards]
+    for family in sorted({card.family for card in cards}):
+        page = family_page(family, root)
+        if page is not None:
+            (folder / f"family-{family}.md").write_text(page, encoding="utf-8")
+            names.insert(0, f"family-{family}")
+    listing = "\n".join(names)
     index = f"# Systems\n\n{table()}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listing}\n```\n"
     (folder / "index.md").write_text(index, encoding="utf-8")
 

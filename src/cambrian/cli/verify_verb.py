@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="ignore cached arms")
     parser.add_argument("--record", action="store_true", help="write the results into the ledger")
     parser.add_argument("--report", type=Path, help="where to write the HTML report (default: under the runs folder)")
+    parser.add_argument("--pictures", type=Path, help="with --table: also write one PNG a world into this folder")
     parser.add_argument("--strict", action="store_true", help="exit with 3 unless every verdict is 'holds'")
     json_option(parser)
 
@@ -91,6 +92,8 @@ def _table(args: argparse.Namespace) -> int:
     path = contest.page(outcome, args.report or runs_root() / ".verify" / name)
     if args.record:
         contest.write(outcome)
+    if args.pictures:
+        contest.pictures(outcome, args.pictures)
     if args.json:
         print_json(contest.record(outcome))
         return 0

@@ -162,6 +162,38 @@ def page(outcome: Outcome, path: Path) -> Path:
     return report.write(path, f"{outcome.contest.family}: comparison", "".join(body) + report.environment_html({}))
 
 
+def pictures(outcome: Outcome, folder: Path, width: int = 900) -> list[Path]:
+    """One PNG a world, FAMILY-WORLD.png: what every entrant made (first seed), one row each with its name."""
+    from PIL import Image, ImageDraw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for world in outcome.contest.worlds:
+        rows: list[Any] = []
+        for entrant in outcome.contest.entrants:
+            found = sorted(outcome.folders[entrant.name, world.name].glob("sample*.png"))
+            if not found:
+                continue
+            with Image.open(found[0]) as shown:
+                wide = shown.convert("RGB")
+            scale = min(1.0, width / wide.width)
+            row = Image.new("RGB", (width, round(wide.height * scale) + 16), "white")
+            row.paste(wide.resize((round(wide.width * scale), round(wide.height * scale))), (0, 16))
+            ImageDraw.Draw(row).text((2, 2), entrant.name, fill="black")
+            rows.append(row)
+        if not rows:
+            continue
+        sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
+        top = 0
+        for row in rows:
+            sheet.paste(row, (0, top))
+            top += row.height
+        path = folder / f"{outcome.contest.family}-{world.name}.png"
+        sheet.quantize(64).save(path, optimize=True)
+        written.append(path)
+    return written
+
+
 def _job(entrant: Entrant, world: World, seed: int) -> Job:
     cls = registry.load(entrant.slug, "recipe")
     overrides = {**world.settings, **entrant.settings, **entrant.by_world.get(world.name, {})}
