@@ -87,7 +87,7 @@ class SketchRNNRecipe(Recipe[Config]):
 
     presets = {
         "smoke": Config(steps=40, encoder=32, decoder=64, latent=16, mixtures=5, world_size=400),
-        "laptop": Config(),
+        "laptop": Config(steps=1500, encoder=64, decoder=128, max_length=32, lr=5e-3),
         "paper": Config(
             steps=200_000, batch=100, latent=128, encoder=256, decoder=512, mixtures=20, kl_rate=0.99995, max_length=250
         ),
