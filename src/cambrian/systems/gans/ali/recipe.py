@@ -30,7 +30,7 @@ SHOWN = 2000  # codes on the picture of the latent space
 class Config:
     """Options of one game with inference."""
 
-    steps: int = option(4000, "rounds: one step of D, one of encoder and decoder", low=1)
+    steps: int = option(3000, "rounds: one step of D, one of encoder and decoder", low=1)
     batch: int = option(128, "samples per round", low=2)
     game: str = option("ali", "ali; of the toy: gan (D sees x alone, the encoder regresses z on G(z)) or vae", choices=("ali", "gan", "vae"))  # fmt: skip
     pair: str = option("kept", "permuted: D sees each x with the code of another one", choices=PAIRS)
