@@ -279,8 +279,11 @@ def test_any_adversarial_run_can_be_examined(slug: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in after.items())  # the run is left alone
 
 
-def test_the_study_measures_what_its_claim_compares(tmp_path) -> None:
-    config = dataclasses.replace(PrincipledGANStudy.presets["smoke"], stops=(2, 3), iterations=12, first=5, probes=2)
+@pytest.mark.parametrize("target", ["plain", "gan"])
+def test_the_study_measures_what_its_claim_compares(target: str, tmp_path) -> None:
+    config = dataclasses.replace(
+        PrincipledGANStudy.presets["smoke"], target=target, stops=(2, 3), iterations=12, first=5, probes=2
+    )
     seen: list[tuple[int, int]] = []
     found = PrincipledGANStudy(config).measure(100, tmp_path, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (24, 24)
@@ -288,6 +291,11 @@ def test_the_study_measures_what_its_claim_compares(tmp_path) -> None:
     assert found.metrics["least_fall"] <= found.metrics["fall"] and found.metrics["gap"] > 0
     paths = found.sample.save(tmp_path, "study")
     assert any(path.suffix == ".png" for path in paths)
+    again = PrincipledGANStudy(config).measure(100, tmp_path, lambda done, total: None)
+    assert again.metrics == found.metrics
+
+
+def test_recipes_without_discriminators_are_refused() -> None:
     with pytest.raises(CapabilityError, match="has none"):
         roles.critics_of(spec_for("vgg", preset="smoke")[0].make())
 

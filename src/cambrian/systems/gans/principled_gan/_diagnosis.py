@@ -122,7 +122,7 @@ def distance_to_perfect(critic: nn.Module, fake: Tensor) -> float:
         x = fake.detach().requires_grad_()
         value = torch.sigmoid(logits_of(critic, x, FAKE))
         (slope,) = torch.autograd.grad(value.sum(), x)
-    return float(value.max()) + float(slope.flatten(1).norm(dim=1).max())
+    return float(value.detach().max()) + float(slope.flatten(1).norm(dim=1).max())
 
 
 class _Bench:

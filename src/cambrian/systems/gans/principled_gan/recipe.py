@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from cambrian.data.source import resolve
 from cambrian.engine.claims import Arm, Claim, Condition
 from cambrian.engine.config import config, option
+from cambrian.engine.loop import Loop, fit
 from cambrian.engine.recipe import Recipe, Scalars
 from cambrian.engine.roles import Measurement, Progress, Study, TrainingMethod, study, training_method
 from cambrian.engine.samples import Gallery, Plot
@@ -19,6 +21,7 @@ from cambrian.engine.targets import trained
 from cambrian.errors import CapabilityError
 from cambrian.systems.gans.principled_gan._anneal import SCHEDULES, NoiseAnneal
 from cambrian.systems.gans.principled_gan._diagnosis import Trace, diagnose, figure
+from cambrian.systems.gans.principled_gan._plain import PlainConfig, PlainRecipe
 from cambrian.systems.gans.principled_gan._theory import perfect_discriminator
 
 HELD = 2000  # real samples that a fresh discriminator is shown
@@ -55,19 +58,21 @@ def examine(recipe: Any, *, replay: bool = False, seed: int = 0, **settings: Any
     """`diagnose` a trained adversarial recipe (`cambrian.load(RUN).recipe()`), with a discriminator like its own but
     new; `replay` puts the data in the generator's place. `settings` go to `diagnose`."""
     critics_of(recipe)
-    draw = torch.Generator().manual_seed(seed)
-    real = _real(recipe)
+    draw, real = torch.Generator().manual_seed(seed), _real(recipe)
     # a second recipe of the same configuration: its discriminator is initialised as any run's is
     twin = type(recipe)(recipe.config, data=recipe.data, seed=seed + 7919)
     critic = critics_of(twin)[0].to(recipe.device)
-    if not replay:
-        return diagnose(generator_of(recipe), recipe.latent, real, critic, draw=draw, **settings)
-    rows = real.flatten(1)
+    generator, prior = generator_of(recipe), recipe.latent
+    if replay:
+        rows = real.flatten(1)
+        generator = Replay(shape=tuple(real.shape[1:])).to(real)
 
-    def again(count: int, generator: torch.Generator) -> Tensor:
-        return rows[torch.randint(len(rows), (count,), generator=generator)]
+        def prior(count: int, draw: torch.Generator) -> Tensor:
+            return rows[torch.randint(len(rows), (count,), generator=draw)]
 
-    return diagnose(Replay(shape=tuple(real.shape[1:])).to(real), again, real, critic, draw=draw, **settings)
+    with torch.random.fork_rng(devices=[]):  # dropout inside the critic is as reproducible as the rest
+        torch.manual_seed(seed)
+        return diagnose(generator, prior, real, critic, draw=draw, **settings)
 
 
 def _real(recipe: Any, limit: int = HELD) -> Tensor:
@@ -84,18 +89,20 @@ def _real(recipe: Any, limit: int = HELD) -> Tensor:
 class Config:
     """Whose generator is examined, when, and by what discriminator."""
 
-    target: str = option("gan", "the adversarial system that trains the generator")
+    target: str = option(
+        "plain", "who trains the generator: the study's own small nets, or an adversarial system by name"
+    )
     data: str | None = option(None, "what it trains on; None is the system's own default")
     arch: str = option("mlp", "nets, where the target is gan", choices=("mlp", "maxout", "dcgan"))
-    hidden: tuple[int, ...] = option((256, 256), "widths of gan's discriminator", low=1)
-    hidden_g: tuple[int, ...] = option((256, 256), "widths of gan's generator", low=1)
+    hidden: tuple[int, ...] = option((256, 256), "widths of the discriminator (plain, gan)", low=1)
+    hidden_g: tuple[int, ...] = option((256, 256), "widths of the generator (plain, gan)", low=1)
     base: int = option(32, "convolutional width of gan's nets", low=1)
     stops: tuple[int, ...] = option((200, 2000), "updates after which the generator is examined", low=1)
     iterations: int = option(1500, "iterations of the fresh discriminator", low=1)
     first: int = option(50, "iteration from which the fall of the gradient is counted", low=1)
     batch: int = option(64, "samples of each source", low=2)
     lr: float = option(1e-3, "Adam step size of the fresh discriminator", low=0.0)
-    lr_target: float = option(3e-4, "Adam step size of the target's training, where the target is gan", low=0.0)
+    lr_target: float = option(1e-3, "Adam step size of the target's training (plain, gan)", low=0.0)
     sigma: float = option(0.0, "sd of the noise on both sides while the fresh discriminator trains", low=0.0)
     fake: str = option("trained", "what is examined: the trained generator, or the data in its place", choices=("trained", "data"))  # fmt: skip
     probes: int = option(10, "batches of a probe", low=2)
@@ -126,7 +133,14 @@ class PrincipledGANStudy(Study[Config]):
         "smoke": Config(stops=(40,), iterations=60, first=10, hidden=(64,), hidden_g=(64,)),
         "laptop": Config(),
         "paper": Config(
-            data="glyphs", arch="dcgan", base=64, lr=2e-4, lr_target=2e-4, stops=(125, 1250, 3125), iterations=4000
+            target="gan",
+            data="glyphs",
+            arch="dcgan",
+            base=64,
+            lr=2e-4,
+            lr_target=2e-4,
+            stops=(125, 1250, 3125),
+            iterations=4000,
         ),
     }
     claims = (CLAIM,)
@@ -139,32 +153,42 @@ class PrincipledGANStudy(Study[Config]):
         c = self.config
         traces: dict[str, Trace] = {}
         gaps: list[float] = []
-        for number, stop in enumerate(c.stops):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                recipe = trained(c.target, overrides=self._target(stop), seed=seed, data=c.data)
-                gaps.append(_gap(recipe, seed))
-                traces[f"generator at {stop}"] = examine(
-                    recipe,
-                    replay=c.fake == "data",
-                    seed=seed * 31 + number,
-                    iterations=c.iterations,
-                    batch=c.batch,
-                    lr=c.lr,
-                    sigma=c.sigma,
-                    probes=c.probes,
-                    each=lambda done, n=number: progress(n * c.iterations + done, len(c.stops) * c.iterations),
-                )
+        for number, (stop, recipe) in enumerate(self.targets(seed)):
+            gaps.append(_gap(recipe, seed))
+            traces[f"generator at {stop}"] = examine(
+                recipe,
+                replay=c.fake == "data",
+                seed=seed * 31 + number,
+                iterations=c.iterations,
+                batch=c.batch,
+                lr=c.lr,
+                sigma=c.sigma,
+                probes=c.probes,
+                each=lambda done, n=number: progress(n * c.iterations + done, len(c.stops) * c.iterations),
+            )
         metrics = {**summary(list(traces.values()), c.first), "gap": min(gaps)}
         shown = {"figures": Plot(figure(traces)), **{name: trace.table() for name, trace in traces.items()}}
         return Measurement(metrics, Gallery(shown))
 
-    def _target(self, stop: int) -> dict[str, Any]:
+    def targets(self, seed: int) -> Iterator[tuple[int, Any]]:
+        """The generator's recipe at every stop."""
         c = self.config
-        if c.target != "gan":
-            return {"steps": stop}
-        plain = {"labels_per_class": 0, "loss": "ns", "noise_in": 0.0, "noise": 0.0, "lr": c.lr_target, "steps": stop}
-        return {**plain, "arch": c.arch, "hidden": c.hidden, "hidden_g": c.hidden_g, "base": c.base}
+        if c.target == "plain":
+            settings = PlainConfig(
+                steps=max(c.stops), batch=c.batch, hidden=c.hidden, hidden_g=c.hidden_g, lr=c.lr_target
+            )
+            data = PlainRecipe.load_data(settings, resolve(c.data, "digits"))
+            loop = Loop(PlainRecipe(settings, data=data, seed=seed))
+            for stop in sorted(c.stops):
+                fit(loop, stop)
+                yield stop, loop.recipe
+            return
+        own: dict[str, Any] = {}
+        if c.target == "gan":
+            own = {"labels_per_class": 0, "loss": "ns", "noise_in": 0.0, "noise": 0.0, "lr": c.lr_target}
+            own |= {"arch": c.arch, "hidden": c.hidden, "hidden_g": c.hidden_g, "base": c.base}
+        for stop in sorted(c.stops):
+            yield stop, trained(c.target, overrides={**own, "steps": stop}, seed=seed, data=c.data)
 
 
 def _gap(recipe: Any, seed: int) -> float:
