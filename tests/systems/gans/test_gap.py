@@ -16,7 +16,7 @@ from cambrian.metrics.gam import fooled
 from cambrian.nn.adversarial import FAKE, REAL, discriminator_loss, generator_loss
 from cambrian.studies.many import Stacked, StackedAdam
 from cambrian.systems.gans import _worlds
-from cambrian.systems.gans.gap import GAP
+from cambrian.systems.gans.gap import GAP, distribute
 from cambrian.systems.gans.gap._config import Config
 from cambrian.systems.gans.gap._gran import GRAN
 from cambrian.systems.gans.gap.model import ClippedAdam, draw_exchange, permute
@@ -148,8 +148,11 @@ def test_the_pool_is_independent_of_the_exchanges() -> None:
 def test_each_members_gradient_is_clipped_by_itself() -> None:
     p = nn.Parameter(torch.zeros(2, 3))
     optimiser = ClippedAdam([p], limit=1.0, lr=0.1)
-    p.grad = torch.tensor([[0.3, 0.0, 0.4], [30.0, 0.0, 40.0]])
+    other = nn.Parameter(torch.zeros(1, 2))
+    optimiser.add_param_group({"params": [other]})  # a stack of one member beside a stack of two
+    p.grad, other.grad = torch.tensor([[0.3, 0.0, 0.4], [30.0, 0.0, 40.0]]), torch.tensor([[3.0, 4.0]])
     optimiser.step()
+    torch.testing.assert_close(other.grad, torch.tensor([[0.6, 0.8]]))
     torch.testing.assert_close(p.grad, torch.tensor([[0.3, 0.0, 0.4], [0.6, 0.0, 0.8]]))
 
 
@@ -236,6 +239,21 @@ def test_a_uniform_prior_is_uniform() -> None:
     normal, uniform = seen[0]
     assert float(normal.std()) == pytest.approx(1.0, abs=0.05) and float(normal.abs().max()) > 2.5
     assert float(uniform.abs().max()) <= 1.0 and float(uniform.std()) == pytest.approx(3**-0.5, abs=0.02)
+
+
+def test_processes_that_exchange_ids_end_where_the_stack_ends(tmp_path) -> None:
+    config = dataclasses.replace(TINY, steps=6, pool=0, norm="none", members=("gan", "gan:uniform", "gran"))
+    apart = distribute(config, world="ring8", steps=6, seed=3, folder=tmp_path, timeout=60.0)
+    loop = Loop(_recipe("ring8", seed=3, steps=6, pool=0, norm="none", members=config.members))
+    for _ in range(6):
+        loop.advance()
+    assert not torch.equal(loop.recipe.extra["pairs"][-1, 1:], torch.arange(3))
+    for i in range(3):
+        for ours, theirs in zip(apart.model.member(i), loop.recipe.model.member(i), strict=True):
+            for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    with pytest.raises(ConfigError, match="set pool=0"):
+        distribute(TINY, world="ring8", steps=1, seed=0, folder=tmp_path)
 
 
 def test_training_on_a_few_samples_only() -> None:

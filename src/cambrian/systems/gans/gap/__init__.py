@@ -22,7 +22,8 @@ each model's own discriminators too
 - exchanges are counted in updates, not in epochs
 - nets of points have no batch norm; members of kind gran have none at all, since the statistics of T canvases would mix
 - a member's uniform prior is the normal one through its distribution function, so that all draws are of one kind
-- training in several processes that exchange member ids is left out, and so is annealed importance sampling
+- training in one process per member exchanges ids of discriminators, and samples and gradients in every update
+- annealed importance sampling is left out
 
 Shapes: M members (N that exchange, then the pool), B batch, Z latent, C H W an image.
 """
@@ -30,6 +31,7 @@ Shapes: M members (N that exchange, then the pool), B batch, Z latent, C H W an 
 from __future__ import annotations
 
 from cambrian.metrics.gam import gam, gam2
+from cambrian.systems.gans.gap._processes import distribute
 from cambrian.systems.gans.gap.model import GAP
 
-__all__ = ["GAP", "gam", "gam2"]
+__all__ = ["GAP", "distribute", "gam", "gam2"]

@@ -46,7 +46,10 @@ def permute(stack: Stacked, optimiser: torch.optim.Optimizer, order: Tensor) -> 
 
 
 class ClippedAdam(StackedAdam):
-    """Adam on stacks, each member's gradient first cut to Euclidean length `limit` (0: not at all)."""
+    """Adam on stacks, each member's gradient first cut to Euclidean length `limit` (0: not at all).
+
+    A parameter group is one stack: all its tensors have the same members.
+    """
 
     def __init__(self, params: Any, limit: float = 0.0, **settings: Any) -> None:
         super().__init__(params, **settings)
@@ -55,8 +58,7 @@ class ClippedAdam(StackedAdam):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Clip, then update every member."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if self.limit and gradients:
+        for _, _, gradients in self._active() if self.limit else ():
             squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
             scale = (self.limit / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
             for gradient in gradients:
@@ -117,7 +119,7 @@ class GAP(GenerativeModel):
         """Every member's samples `[M, B, *shape]` of its own latents `[M, B, Z]`, which are standard normal."""
         if z.ndim != 3 or z.shape[0] != self.members or z.shape[2] != self.latent:
             raise ShapeError(f"latents must be [{self.members}, batch, {self.latent}], got {tuple(z.shape)}")
-        z = torch.where(self.uniform[:, None, None], _to_uniform(z), z)
+        z = torch.where(self.uniform[:, None, None], to_uniform(z), z)
         if len(self.places) == 1:
             (stack,) = self.generators.values()
             return stack(z)
@@ -148,7 +150,21 @@ class GAP(GenerativeModel):
         """One member's samples `[B, *shape]` of latents `[B, Z]`, the best one's unless another is named."""
         index = int(self.best) if member is None else member
         net, _ = self.member(index)
-        return net(_to_uniform(z) if bool(self.uniform[index]) else z)
+        return net(self.into_prior(z, index))
+
+    def into_prior(self, z: Tensor, member: int) -> Tensor:
+        """Standard normal latents as ones of a member's prior."""
+        return to_uniform(z) if bool(self.uniform[member]) else z
+
+    @torch.no_grad()
+    def put(self, index: int, generator: nn.Module, discriminator: nn.Module) -> None:
+        """Take two nets' values as those of member `index`; the inverse of `member`."""
+        (kind,) = [kind for kind, at in self.places.items() if index in at]
+        places = (self.generators[kind], self.places[kind].index(index)), (self.discriminators, index)
+        for (stack, place), net in zip(places, (generator, discriminator), strict=True):
+            mine = stack.state_dict()  # a stack's names are the net's with dashes
+            for name, value in net.state_dict().items():
+                mine[name.replace(".", "-")][place] = value
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0, member: str | int = "best") -> Tensor:
@@ -163,6 +179,6 @@ class GAP(GenerativeModel):
         return self.show(self.generate(self.prior(n, draw), index))
 
 
-def _to_uniform(z: Tensor) -> Tensor:
+def to_uniform(z: Tensor) -> Tensor:
     """Standard normal latents as uniform ones in (-1, 1)."""
     return torch.erf(z * 0.5**0.5)

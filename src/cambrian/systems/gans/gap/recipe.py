@@ -79,8 +79,9 @@ class GAPRecipe(Showing):
             strokes=config.strokes,
         )
         settings = {"betas": (config.beta1, 0.999), "limit": config.clip}
-        generators, discriminators = self.model.generators.parameters(), self.model.discriminators.parameters()
-        self.g_optim = self.optimiser(ClippedAdam, generators, lr=config.lr, **settings)
+        stacks = [{"params": list(stack.parameters())} for stack in self.model.generators.values()]
+        self.g_optim = self.optimiser(ClippedAdam, stacks, lr=config.lr, **settings)
+        discriminators = self.model.discriminators.parameters()
         self.d_optim = self.optimiser(ClippedAdam, discriminators, lr=config.lr_d or config.lr, **settings)
         self.swaps = torch.Generator().manual_seed(self.seed * 7919 + 2)  # arms that differ in K draw the same latents
         seeds = [self.seed + 100_003 * i for i in range(self.model.members)]
@@ -112,7 +113,7 @@ class GAPRecipe(Showing):
         x = self.own_batches()
         z = self.latent(members * x.shape[1]).unflatten(0, (members, x.shape[1]))
         fake = model.generate_all(z)
-        sigma = self.config.noise * (1.0 - self.iteration / self.config.steps)
+        sigma = self.sigma()
 
         def blurred(samples: Tensor) -> Tensor:
             if not sigma:
@@ -131,6 +132,10 @@ class GAPRecipe(Showing):
             return loss * members, {"g_loss": loss.detach()}
 
         return [Player("d", self.d_optim, d_loss), Player("g", self.g_optim, g_loss)]
+
+    def sigma(self) -> float:
+        """The present noise on the discriminators' input."""
+        return self.config.noise * (1.0 - self.iteration / self.config.steps)
 
     def own_batches(self) -> Tensor:
         """Every member's real samples `[M, B, *shape]` of this round, from an order of its own."""
