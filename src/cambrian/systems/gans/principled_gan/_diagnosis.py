@@ -77,6 +77,7 @@ def logits_of(critic: nn.Module, x: Tensor, source: int) -> Tensor:
     return (critic(x, (source,)) if told else critic(x)).flatten()
 
 
+@torch.no_grad()  # torch.func takes its gradients all the same; the discriminator needs none
 def generator_gradients(
     generator: nn.Module, critic: nn.Module, z: Tensor, kind: str, noise: Tensor | None = None
 ) -> Tensor:
@@ -95,6 +96,7 @@ def generator_gradients(
     return torch.cat([found[name].flatten(1) for name in parameters], dim=1)
 
 
+@torch.no_grad()
 def jacobian_norm(generator: nn.Module, z: Tensor, draw: torch.Generator, rounds: int = 20) -> float:
     """`M`, the root of the mean over latents `[N, Z]` of the squared spectral norm of `d g(z) / d theta`, by power
     iteration on `J J^T`."""
