@@ -165,6 +165,7 @@ def test_the_other_variants_have_only_their_own_players(variant: str) -> None:
     )
     if variant == "vae-dis":
         assert {"rival_loss", "discriminator_loss"} <= set(scalars[0]) and "rival_loss" not in scalars[2]
+    assert recipe.invert(n=4, steps=2).tensor.shape == (8, 3, 8, 8)
     if variant == "gan":
         with pytest.raises(CapabilityError, match="no encoder"):
             recipe.reconstructions()

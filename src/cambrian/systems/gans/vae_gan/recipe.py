@@ -22,7 +22,7 @@ from cambrian.engine.recipe import action, recipe
 from cambrian.engine.samples import Gallery, Images, Sample
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.metrics.judges import REQUIRED_ACCURACY
-from cambrian.nn.adversarial import Player, parameters_of
+from cambrian.nn.adversarial import Player, invert, parameters_of
 from cambrian.nn.adversarial.losses import GENERATOR_LOSSES
 from cambrian.systems.gans._game import AdversarialRecipe
 from cambrian.systems.gans._nets import ARCHITECTURES
@@ -151,7 +151,7 @@ class VAEGANRecipe(AdversarialRecipe[Config]):
         # without a GAN's loss, gamma would only scale the decoder's one loss
         gamma = 1.0 if terms.fool is None else c.gamma
         if c.margin is not None and terms.real is not None and terms.fake is not None:
-            decoder, discriminator = throttle(float(terms.real), float(terms.fake), equilibrium=c.equilibrium, margin=c.margin)  # fmt: skip
+            decoder, discriminator = throttle(float(terms.real.detach()), float(terms.fake.detach()), equilibrium=c.equilibrium, margin=c.margin)  # fmt: skip
             rests = {"generator": not decoder, "rival": not decoder, "discriminator": not discriminator}
             nets = [net for net in nets if not rests.get(net, False)]
         players = []
@@ -263,6 +263,18 @@ class VAEGANRecipe(AdversarialRecipe[Config]):
             amount = 1.0 - 2.0 * traits[:, number : number + 1]
             rows.append(self.model.decode(z + amount * self.model.attribute_vector(name)))
         return Images(self._pictures(held["image"], torch.cat(rows)), columns=len(held["image"]))
+
+    @action
+    def invert(self, n: int = SHOWN, restarts: int = 2, steps: int = 30, seed: int = 0) -> Images:
+        """Held-out pictures, above what the decoder makes of codes found by L-BFGS on pixel errors: the nearest that it
+        can draw, whatever the encoder says. Works for the variant gan too."""
+        self.need_images()
+        test = self.data.split("test")
+        held = test[torch.arange(min(n, len(test)))]
+        draw = torch.Generator().manual_seed(seed)
+        found, _ = invert(self._eval().model.generate, self._placed(held), prior=self.latent, generator=draw, restarts=restarts, steps=steps)  # fmt: skip
+        with torch.no_grad():
+            return Images(self._pictures(held["image"], self.model.generate(found)), columns=len(held["image"]))
 
     @action
     def compare(self, steps: int = 0, n: int = SHOWN) -> Gallery:
