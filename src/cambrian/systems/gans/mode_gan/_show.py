@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -108,13 +108,13 @@ def _score(found: dict[str, float]) -> float:
     raise CapabilityError("the grid is scored by a judge, which needs labelled images that it can learn")
 
 
-def random_cell(draw: torch.Generator) -> dict[str, object]:
+def random_cell(draw: torch.Generator) -> dict[str, Any]:
     """One cell of the protocol's grid of hyper-parameters, by `draw`."""
 
-    def pick(*values: object) -> object:
+    def pick(*values: Any) -> Any:
         return values[int(torch.randint(len(values), (1,), generator=draw))]
 
-    depth, width = int(pick(2, 3, 4)), int(pick(50, 100, 200, 400))
+    depth, width = pick(2, 3, 4), pick(50, 100, 200, 400)
     return {
         "arch": "connected", "hidden": (width,) * depth, "dropout": pick(0.0, 0.5),
         "optimiser": pick("adam", "sgd"), "lr": pick(1e-2, 1e-3, 1e-4),
@@ -138,7 +138,7 @@ def histogram(counts: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def scores_by_game(rows: list[dict[str, object]]) -> Figure:
+def scores_by_game(rows: list[dict[str, Any]]) -> Figure:
     """Histograms of the MODE scores of a grid's cells with and without regulariser."""
     from matplotlib.figure import Figure
 

@@ -110,15 +110,16 @@ class ModeGANRecipe(Showing):
         ]
 
     def _two_steps(self, x: Tensor, fake: Tensor, again: Tensor) -> list[Player]:
-        model = self.model
+        model, near = self.model, self.model.manifold
+        assert near is not None
 
         def g_loss(turn: int) -> tuple[Tensor, dict[str, Tensor]]:
             apart = distance(x, again)
-            manifold = manifold_loss(apart, model.manifold(again, (FAKE,)), self.config.lam)
+            manifold = manifold_loss(apart, near(again, (FAKE,)), self.config.lam)
             return manifold + generator_loss(model.discriminator(fake, (FAKE,))), {"distance": apart.detach()}
 
         return [
-            Player("m", self.m_optim, lambda turn: self._judge(model.manifold, x, again, "m")),
+            Player("m", self.m_optim, lambda turn: self._judge(near, x, again, "m")),
             Player("d", self.d_optim, lambda turn: self._judge(model.discriminator, again, fake, "d")),
             Player("g", self.g_optim, g_loss),
         ]
