@@ -20,6 +20,7 @@ Differs from the paper:
 each model's own discriminators too
 - the claim is on scikit-learn's digits with connected nets; CIFAR-10 and LSUN train by --data, their tables are not redone
 - exchanges are counted in updates, not in epochs
+- discriminators have no batch norm unless norm_d=split: in evaluation their running statistics made them poor judges
 - nets of points have no batch norm; members of kind gran have none at all, since the statistics of T canvases would mix
 - a member's uniform prior is the normal one through its distribution function, so that all draws are of one kind
 - training in one process per member exchanges ids of discriminators, and samples and gradients in every update

@@ -24,7 +24,10 @@ class Config:
     latent: int = option(32, "Z, latent size", low=1)
     hidden: tuple[int, ...] = option((128, 128), "hidden layers of connected nets", low=1)
     base: int = option(16, "channels next to the image (dcgan)", low=1)
-    norm: str = option("split", "batch norm of images' nets, per source; or none", choices=("split", "none"))
+    norm: str = option("split", "batch norm in generators of images; or none", choices=("split", "none"))
+    norm_d: str = option(
+        "none", "batch norm in discriminators of images, per source; or none", choices=("split", "none")
+    )
     strokes: int = option(3, "T, strokes of a member of kind gran", low=1)
     lr: float = option(1e-3, "Adam step size of generators", low=0.0)
     lr_d: float = option(0.0, "Adam step size of discriminators; 0: that of generators", low=0.0)

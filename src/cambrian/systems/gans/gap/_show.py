@@ -11,7 +11,7 @@ from cambrian.engine.recipe import action
 from cambrian.engine.samples import Curves, Images, Plot, Table
 from cambrian.errors import ConfigError
 from cambrian.metrics.gam import GAM2, fooled, gam, gam2
-from cambrian.nn.adversarial import FAKE, REAL
+from cambrian.nn.adversarial import FAKE
 from cambrian.systems.gans._game import AdversarialRecipe
 from cambrian.systems.gans.gap._config import Config
 from cambrian.systems.gans.gap.model import GAP
@@ -57,7 +57,7 @@ class Showing(AdversarialRecipe[Config]):
         errors = self.errors(torch.Generator().manual_seed(seed))
         x = self.real(next(self.batches("test", SHOWN)))
         with torch.no_grad():
-            on_data = (1.0 - fooled(self.model.judge_same(x, REAL))).tolist()
+            on_data = (1.0 - fooled(self.model.judge_same(x))).tolist()
         on_samples = float(errors[second, first]), float(errors[first, second])
         found = gam((on_data[first], on_samples[0]), (on_data[second], on_samples[1]))
         winner = {0: "none", 1: str(first), 2: str(second)}[found.winner]
@@ -95,4 +95,4 @@ class Showing(AdversarialRecipe[Config]):
         z = self.latent(self.model.members * len(x), generator).unflatten(0, (self.model.members, len(x)))
         fake = self.model.judge_all(self.model.generate_all(z), (FAKE,))
         softplus: Any = torch.nn.functional.softplus
-        return (softplus(-self.model.judge_same(x, REAL)) + softplus(fake)).mean(1)
+        return (softplus(-self.model.judge_same(x)) + softplus(fake)).mean(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError, ShapeError
-from cambrian.nn.adversarial import FAKE, REAL
+from cambrian.nn.adversarial import REAL
 from cambrian.studies.many import Stacked, StackedAdam
 from cambrian.systems.gans._nets import PRIORS, GenerativeModel, discriminator_for, generator_for
 from cambrian.systems.gans.gap._gran import GRAN
@@ -87,6 +87,7 @@ class GAP(GenerativeModel):
         hidden: Sequence[int] = (128, 128),
         base: int = 16,
         norm: str = "split",
+        norm_d: str = "none",
         strokes: int = 3,
     ) -> None:
         super().__init__(shape=shape, latent=latent)
@@ -105,7 +106,7 @@ class GAP(GenerativeModel):
             else:
                 stacks[kind] = Stacked([generator_for(shape, **down, latent=latent, norm=norm) for _ in at])
         self.generators = nn.ModuleDict(stacks)
-        self.discriminators = Stacked([discriminator_for(shape, **down, norm=norm) for _ in chosen])
+        self.discriminators = Stacked([discriminator_for(shape, **down, norm=norm_d) for _ in chosen])
         self.places = places
         self.register_buffer("uniform", torch.tensor([prior == "uniform" for _, prior in chosen]), persistent=False)
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
@@ -131,13 +132,16 @@ class GAP(GenerativeModel):
         """Logits `[M, B]`: every member's discriminator on samples of its own `[M, B, *shape]`."""
         return self.discriminators(x, sources=sources)[..., 0]
 
-    def judge_same(self, x: Tensor, source: int = REAL) -> Tensor:
-        """Logits `[M, B]`: every member's discriminator on the same samples `[B, *shape]`."""
-        return self.discriminators(self.check(x), shared=(0,), sources=(source,))[..., 0]
+    def judge_same(self, x: Tensor) -> Tensor:
+        """Logits `[M, B]`: every member's discriminator on the same samples `[B, *shape]`, whatever their origin.
+
+        With batch norm in evaluation mode, all are normalised as data is.
+        """
+        return self.discriminators(self.check(x), shared=(0,))[..., 0]
 
     def judge_each_other(self, x: Tensor) -> Tensor:
         """Logits `[G, D, B]` of all discriminators on the samples `[G, B, *shape]` of some generators."""
-        return torch.stack([self.judge_same(samples, FAKE) for samples in x])
+        return torch.stack([self.judge_same(samples) for samples in x])
 
     def member(self, index: int) -> tuple[nn.Module, nn.Module]:
         """The generator and the discriminator that now play together as member `index`, as nets of their own."""

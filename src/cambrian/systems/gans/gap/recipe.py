@@ -76,6 +76,7 @@ class GAPRecipe(Showing):
             hidden=config.hidden,
             base=config.base,
             norm=config.norm,
+            norm_d=config.norm_d,
             strokes=config.strokes,
         )
         settings = {"betas": (config.beta1, 0.999), "limit": config.clip}
