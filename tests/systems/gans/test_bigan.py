@@ -157,7 +157,7 @@ def test_looks_use_the_validation_split_and_disturb_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
     assert len(looking.recipe.extra["looks"]) == 2 and not len(blind.recipe.extra["looks"])
     with inference(looking.recipe, 0):
-        assert looking.recipe.extra["looks"][-1, 1] == pytest.approx(looking.recipe.neighbours("penultimate", "valid"))
+        assert looking.recipe.extra["looks"][-1, 1] == pytest.approx(looking.recipe.knn("penultimate", "valid"))
 
 
 def test_features_are_activations_of_the_layer_that_is_named() -> None:
@@ -179,8 +179,8 @@ def test_probes_of_every_layer() -> None:
         knn, linear = recipe.knn_probe(), recipe.linear_probe()
         assert [row[0] for row in knn.rows] == recipe.model.layers()
         train, test = (recipe._features("code", part, 99) for part in ("train", "test"))
-        assert knn.rows[-1][1] == neighbour_accuracy(train, test) == recipe.neighbours("code")
-        assert isinstance(recipe.reconstruct(3), Images)
+        assert knn.rows[-1][1] == neighbour_accuracy(train, test) == recipe.knn("code")
+        assert isinstance(recipe.reconstruct(3), Images) and isinstance(recipe.neighbours(2), Images)
     assert linear.rows[0][2] > 0.9  # dark against bright
     with pytest.raises(CapabilityError, match="needs images"):
         _trained("ring8", steps=0).recipe.knn_probe()

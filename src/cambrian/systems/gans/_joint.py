@@ -83,10 +83,13 @@ class JointRecipe(AdversarialRecipe[C]):
     def players(self, x: Tensor, batch: Batch) -> list[Player]:
         pairs = self.pairs(x, batch, self.rng)
         pairs = pairs.permuted(self.rng) if self.config.pair == "permuted" else pairs  # type: ignore[attr-defined]
-        return [
-            self.d_player(pairs),
-            Player("eg", self.eg_optim, lambda turn: joint_opponents_loss(*self.judge_pairs(pairs))),
-        ]
+
+        def eg_loss(turn: int) -> Tensor:
+            logits = self.judge_pairs(pairs)
+            assert logits is not None
+            return joint_opponents_loss(*logits)
+
+        return [self.d_player(pairs), Player("eg", self.eg_optim, eg_loss)]
 
     def d_player(self, pairs: JointPairs) -> Player:
         """The discriminator on pairs cut off from E and G, which are the very same that E and G then play with."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,15 +151,17 @@ class ALIRecipe(JointRecipe[Config]):
         d, eg = super().players(x, batch)
         return [replace(d, loss=self._labelled(d)) if self.config.labels_per_class else d, eg]
 
-    def _labelled(self, d: Player):
+    def _labelled(self, d: Player) -> Callable[[int], tuple[Tensor, dict[str, Any]]]:
         """D's loss of a round, and the cross-entropy of labelled pairs among the K + 1 classes."""
 
-        def loss(turn: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(turn: int) -> tuple[Tensor, dict[str, Any]]:
             pick = torch.randint(len(self.labelled_y), (self.config.batch,), generator=self.rng)
             x, label = self.labelled_x[pick].to(self.device), self.labelled_y[pick].to(self.device)
             logits = self.model.discriminator(x, self.model.code(x, self.rng).detach())
             labelled = F.cross_entropy(F.pad(logits, (0, 1)), label)  # the class of decoder pairs has logit 0
-            plain, scalars = d.loss(turn)
+            outcome = d.loss(turn)
+            assert isinstance(outcome, tuple)
+            plain, scalars = outcome
             return plain + labelled, {**scalars, "cross_entropy": labelled.detach()}
 
         return loss

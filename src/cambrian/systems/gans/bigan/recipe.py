@@ -163,7 +163,7 @@ class BiGANRecipe(JointRecipe[Config]):
         _, pairs, rebuilt = self.held_out("valid", draw)
         row = [
             self.iteration + 1,
-            self.neighbours("penultimate", "valid"),
+            self.knn("penultimate", "valid"),
             reconstruction_ratio(pairs.x, rebuilt, draw),
         ]
         self.model.train()
@@ -177,9 +177,9 @@ class BiGANRecipe(JointRecipe[Config]):
         out = super().evaluate(split, generator)
         if len(self.data.info["classes"]) < 2:
             return out
-        return out | {"knn": self.neighbours("penultimate", split), "knn_code": self.neighbours("code", split)}
+        return out | {"knn": self.knn("penultimate", split), "knn_code": self.knn("code", split)}
 
-    def neighbours(self, layer: str, split: str = "test") -> float:
+    def knn(self, layer: str, split: str = "test") -> float:
         """Accuracy of classifying by the nearest training sample in a layer."""
         return neighbour_accuracy(self._features(layer, "train", LEARNT), self._features(layer, split, PROBED))
 
@@ -211,7 +211,7 @@ class BiGANRecipe(JointRecipe[Config]):
     def knn_probe(self) -> Table:
         """Test accuracy of the nearest neighbour in every layer."""
         self.need_images()
-        return Table.of([{"layer": layer, "1-NN": self.neighbours(layer)} for layer in self.model.layers()])
+        return Table.of([{"layer": layer, "1-NN": self.knn(layer)} for layer in self.model.layers()])
 
     @action
     def linear_probe(self, cost: float = 1e-3) -> Table:
