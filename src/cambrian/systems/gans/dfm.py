@@ -16,7 +16,8 @@ that without it, after equally many updates.
     for Gaussian features N(mu, S):  r(h) = mu + S (S + sigma^2 I)^-1 (h - mu)
 
 Differs from the paper:
-- glyphs and faces drawn by the package, nets of base width 16; not CIFAR-10, STL-10 and ImageNet at 32x32
+- glyphs and faces drawn by the package, nets of base width 16, and in the claim a denoiser of 2 hidden layers of 256;
+not CIFAR-10, STL-10 and ImageNet at 32x32 with one of 10 x 2,048
 - Phi's activation is the family's LeakyReLU (paper: ReLU)
 - the weights l_den = 0.03 and l_adv = 1 are not the paper's, whose text gives none; l_den is divided by the number of
 features, so that it does not depend on the net's width
@@ -140,7 +141,7 @@ def pull_loss(h: Tensor, target: Tensor) -> Tensor:
 CLAIM = Claim(
     name="score",
     statement="With the denoising term a DCGAN of 62 classes of glyphs reaches at least 1.05 times the classifier score "
-    "that it reaches without it after the same 3,000 updates.",
+    "that it reaches without it after the same 1,500 updates.",
     metric="classifier_score",
     direction="higher",
     margin=1.05,
@@ -159,7 +160,7 @@ class DFMRecipe(AdversarialRecipe[Config]):
 
     presets = {
         "smoke": Config(steps=60, characters="digits", size=16, base=8, r_depth=1, r_width=64, lr=1e-3, samples=500),
-        "laptop": Config(),
+        "laptop": Config(steps=1500, lr=5e-4, l_den=1.0, r_depth=2, r_width=256),
         "paper": Config(steps=200_000, base=64, latent=100, lr=1e-4, r_depth=10, r_width=2048, samples=50_000),
     }
     claims = (CLAIM,)
