@@ -154,3 +154,22 @@ def test_inherited_actions_stand_on_the_card():
     assert {"interpolate", "arithmetic", "neighbours"} <= set(registry.card("gan").actions)
     assert {"compare", "invert"} <= set(registry.card("unrolled-gan").actions)
     assert any(path.name == "_strips.py" for path in registry.card("unrolled-gan").shared)
+
+
+def test_generated_samples_are_judged_with_the_statistics_they_trained_with():
+    made = PlainRecipe(Config(), data=_worlds.load(Source("world", "digits")))
+    loop = Loop(made)
+    for _ in range(4):
+        loop.advance()
+    made.model.eval()
+    x = made.model.generate(made.latent(8)).detach()
+    assert not torch.equal(made.source_logits(x, FAKE), made.source_logits(x, REAL))
+
+
+def test_a_discriminator_of_images_can_be_probed():
+    made = PlainRecipe(Config(), data=_worlds.load(Source("world", "digits")))
+    target = made.target()
+    x, _, _ = next(iter(target.batches("test", 16, 0)))
+    assert target.logits(x).shape == (len(x), 1)
+    with pytest.raises(CapabilityError, match="needs images"):
+        PlainRecipe(Config()).target()

@@ -18,7 +18,8 @@ from cambrian.data.split import Batch, Data
 from cambrian.engine.recipe import Recipe, Scalars, action
 from cambrian.engine.samples import Animation, Gallery, Images, Plot, Sample
 from cambrian.errors import CapabilityError
-from cambrian.nn.adversarial import Player, discriminator_accuracy, play
+from cambrian.inspect.target import Space, Target, wrap
+from cambrian.nn.adversarial import FAKE, REAL, ConnectedNet, DCGANDiscriminator, Player, discriminator_accuracy, play
 from cambrian.systems.gans import _worlds
 from cambrian.systems.gans._judging import judged
 from cambrian.systems.gans._nets import GenerativeModel
@@ -48,10 +49,10 @@ class AdversarialRecipe(Recipe[C]):
         """The nets that judge samples, whose first argument a training method may disturb."""
         return [net for net in [getattr(self.model, "discriminator", None)] if isinstance(net, nn.Module)]
 
-    def source_logits(self, x: Tensor) -> Tensor | None:
-        """Real-or-fake logits `[B]` of samples, for the discriminator's accuracy; None where there are none."""
+    def source_logits(self, x: Tensor, source: int = REAL) -> Tensor | None:
+        """Real-or-fake logits `[B]` of samples, normalised as those of `source` in training; None where there are none."""
         critics = self.critics()
-        return critics[0](x).flatten() if critics else None
+        return critics[0](x, (source,)).flatten() if critics else None
 
     # -- what a system uses -----------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class AdversarialRecipe(Recipe[C]):
         made = self.drawn(self.config.samples, generator)  # type: ignore[attr-defined]
         held = self.real(next(self.batches(split, min(500, len(made)))))
         fake = self.model.generate(self.latent(len(held), generator))
-        on_real, on_fake = self.source_logits(held), self.source_logits(fake)
+        on_real, on_fake = self.source_logits(held), self.source_logits(fake, FAKE)
         out = judged(self.data, made)
         if on_real is None or on_fake is None:
             return out
@@ -120,6 +121,15 @@ class AdversarialRecipe(Recipe[C]):
             return Plot(strips({self.slug: (self.extra["frames"], made)}, centres, self.config.steps))  # type: ignore[attr-defined]
         frames = [Images(frame, columns=4) for frame in self.extra["frames"]]
         return Gallery({"samples": Images(made)} | ({"over time": Animation(frames)} if frames else {}))
+
+    def target(self) -> Target:
+        """The discriminator, whose features explainers can probe; `CapabilityError` where it judges more than images."""
+        self.need_images()
+        for net in self.critics():
+            if isinstance(net, (ConnectedNet, DCGANDiscriminator)):
+                space = Space.image(self.model.shape, -1.0, 1.0)
+                return wrap(net, space=space, classes=self.data.info["classes"], data=self.data)
+        raise CapabilityError(f"{self.slug} has no discriminator of images alone that could be probed")
 
     @action
     def interpolate(self, n: int = 9, rows: int = 4, seed: int = 0) -> Images:

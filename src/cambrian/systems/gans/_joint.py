@@ -18,6 +18,7 @@ from cambrian.engine.recipe import action
 from cambrian.engine.samples import Gallery, Images, Points, Sample
 from cambrian.metrics.neighbours import nearest
 from cambrian.nn.adversarial import (
+    REAL,
     JointPairs,
     Player,
     discriminator_accuracy,
@@ -67,7 +68,7 @@ class JointRecipe(AdversarialRecipe[C]):
         """Real-or-fake logits `[B]` of the discriminator's output."""
         return logits.flatten()
 
-    def source_logits(self, x: Tensor) -> None:
+    def source_logits(self, x: Tensor, source: int = REAL) -> None:
         """None: the discriminator judges pairs, so `d_accuracy` is measured on those."""
 
     def pairs(self, x: Tensor, batch: Batch, generator: torch.Generator) -> JointPairs:

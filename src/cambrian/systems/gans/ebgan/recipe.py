@@ -125,7 +125,7 @@ class EBGANRecipe(AdversarialRecipe[Config]):
         found["cross_entropy"] = loss.detach()
         return loss
 
-    def source_logits(self, x: Tensor) -> None:
+    def source_logits(self, x: Tensor, source: int = REAL) -> None:
         """None: an energy has no threshold of its own; `evaluate` gives the area under the ROC curve."""
         return None
 

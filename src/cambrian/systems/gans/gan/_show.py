@@ -13,7 +13,15 @@ from cambrian.errors import CapabilityError, ConfigError
 from cambrian.inspect.target import Space, Target, wrap
 from cambrian.metrics.judges import Judge, judge_of
 from cambrian.metrics.parzen import parzen_score
-from cambrian.nn.adversarial import DCGANGenerator, MovingAverage, discriminator_accuracy, invert, source_logit
+from cambrian.nn.adversarial import (
+    FAKE,
+    REAL,
+    DCGANGenerator,
+    MovingAverage,
+    discriminator_accuracy,
+    invert,
+    source_logit,
+)
 from cambrian.systems.gans._judging import judged
 from cambrian.systems.gans.gan import _tools
 from cambrian.systems.gans.gan._config import Config
@@ -70,14 +78,14 @@ class Measuring(Recipe[Config]):
         made = self._made(self.config.samples, generator)
         held = self._real(next(self.batches(split, min(500, self.config.samples))))
         fakes = made[: len(held)].to(self.device)
-        on_real, on_fake = (self._source(x) for x in (held, fakes.mul(2).sub(1) if model.signed else fakes))
+        on_real, on_fake = self._source(held), self._source(fakes.mul(2).sub(1) if model.signed else fakes, FAKE)
         out = {"d_accuracy": float(discriminator_accuracy(on_real, on_fake))}
         if self.semi:
             return {"accuracy": right / count, **out}
         return out | judged(self.data, made)
 
-    def _source(self, x: Tensor) -> Tensor:
-        logits = self._best().discriminate(x)
+    def _source(self, x: Tensor, source: int = REAL) -> Tensor:
+        logits = self._best().discriminate(x, (source,))
         return source_logit(logits) if self.semi else logits[:, 0]
 
     def judge(self) -> Judge:

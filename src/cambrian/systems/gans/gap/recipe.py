@@ -94,7 +94,7 @@ class GAPRecipe(Showing):
     def critics(self) -> list[nn.Module]:
         return [self.model.discriminators]
 
-    def source_logits(self, x: Tensor) -> Tensor:
+    def source_logits(self, x: Tensor, source: int = REAL) -> Tensor:
         return self.model.judge_same(x)[int(self.model.best)]
 
     # -- one round --------------------------------------------------------------------------------------------------

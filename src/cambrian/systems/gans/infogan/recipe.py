@@ -155,9 +155,9 @@ class InfoGANRecipe(AdversarialRecipe[Config]):
             self.extra["bound"] = torch.cat((self.extra["bound"], point[None]))
         return {f"mi_{kind}": value.detach() for kind, value in found.items()}
 
-    def source_logits(self, x: Tensor) -> Tensor:
+    def source_logits(self, x: Tensor, source: int = REAL) -> Tensor:
         """The first of the two heads."""
-        return self.model.discriminator(x)[0]
+        return self.model.discriminator(x, (source,))[0]
 
     # -- figures -----------------------------------------------------------------------------------------------------
 
@@ -223,18 +223,31 @@ class InfoGANRecipe(AdversarialRecipe[Config]):
         return self._confusion(counts)
 
     @action
-    def factors(self, n: int = 1000, seed: int = 0) -> Table:
-        """Spearman's rank correlation of every continuous code with slant, width, height and ink of generated images."""
+    def factors(self, n: int = 2000, seed: int = 0) -> Table:
+        """Spearman's rank correlation of every continuous code with slant, width, height and ink of generated images:
+        over all of them, and the mean of its size within each category (a code may turn one digit left, another right).
+        """
         self.need_images()
-        if not self.model.codes.continuous:
+        codes = self.model.codes
+        if not codes.continuous:
             raise CapabilityError("this run has no continuous code; set codes to hold uniform:N")
         z = self.latent(n, torch.Generator().manual_seed(seed))
         self.model.eval()
-        measured = moments(self.decoded(z))
-        c = z[:, self.model.noise :].cpu().double()
+        measured, c = moments(self.decoded(z)), z[:, self.model.noise :].cpu().double()
+        group = c[:, codes.place("cat0")].argmax(1) if codes.categories else torch.zeros(n, dtype=torch.int64)
         rows = []
-        for name in self.model.codes.names:
-            if name.startswith("cont"):
-                values = c[:, self.model.codes.place(name)].flatten()
-                rows.append({"code": name} | {k: rank_correlation(values, v) for k, v in measured.items()})
+        for name in (name for name in codes.names if name.startswith("cont")):
+            values = c[:, codes.place(name)].flatten()
+            row = {"code": name}
+            for factor, found in measured.items():
+                row[factor] = rank_correlation(values, found)
+                row[f"|{factor}| within"] = within_groups(values, found, group)
+            rows.append(row)
         return Table.of(rows)
+
+
+def within_groups(first: Tensor, second: Tensor, group: Tensor) -> float:
+    """Mean size of the rank correlation of two samples `[N]` within groups int64 `[N]`; groups of one are left out."""
+    inside = [group == g for g in group.unique()]
+    sizes = [abs(rank_correlation(first[at], second[at])) for at in inside if int(at.sum()) > 1]
+    return sum(sizes) / max(1, len(sizes))

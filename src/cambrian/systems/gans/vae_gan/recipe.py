@@ -22,7 +22,7 @@ from cambrian.engine.recipe import action, recipe
 from cambrian.engine.samples import Gallery, Images, Sample
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.metrics.judges import REQUIRED_ACCURACY
-from cambrian.nn.adversarial import Player, invert, parameters_of
+from cambrian.nn.adversarial import REAL, Player, invert, parameters_of
 from cambrian.nn.adversarial.losses import GENERATOR_LOSSES
 from cambrian.systems.gans._game import AdversarialRecipe
 from cambrian.systems.gans._nets import ARCHITECTURES
@@ -126,8 +126,8 @@ class VAEGANRecipe(AdversarialRecipe[Config]):
                 setattr(self, f"{name}_optim", self.optimiser(torch.optim.RMSprop, net.parameters(), lr=lr))
         self.watch()
 
-    def source_logits(self, x: Tensor) -> Tensor | None:
-        return None if self.config.conditional else super().source_logits(x)
+    def source_logits(self, x: Tensor, source: int = REAL) -> Tensor | None:
+        return None if self.config.conditional else super().source_logits(x, source)
 
     # -- one round --------------------------------------------------------------------------------------------------
 

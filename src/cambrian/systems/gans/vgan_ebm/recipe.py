@@ -16,7 +16,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.recipe import action, recipe
 from cambrian.engine.samples import Gallery, Images, Plot, Sample
 from cambrian.errors import CapabilityError
-from cambrian.nn.adversarial import Player, discriminator_loss, generator_loss
+from cambrian.nn.adversarial import REAL, Player, discriminator_loss, generator_loss
 from cambrian.systems.gans._game import AdversarialRecipe
 from cambrian.systems.gans.vgan_ebm.model import NETS, VCD, VGAN, entropy_surrogate, product_energy
 from cambrian.worlds import glyphs
@@ -93,7 +93,7 @@ class VGANRecipe(AdversarialRecipe[Config]):
     def critics(self) -> list[nn.Module]:
         return [self.model.body]
 
-    def source_logits(self, x: Tensor) -> Tensor | None:
+    def source_logits(self, x: Tensor, source: int = REAL) -> Tensor | None:
         return self.model.logits(x).flatten() if self.config.mode == "gan" else None
 
     # -- one round --------------------------------------------------------------------------------------------------
