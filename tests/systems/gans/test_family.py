@@ -170,6 +170,6 @@ def test_a_discriminator_of_images_can_be_probed():
     made = PlainRecipe(Config(), data=_worlds.load(Source("world", "digits")))
     target = made.target()
     x, _, _ = next(iter(target.batches("test", 16, 0)))
-    assert target.logits(x).shape == (len(x), 1)
+    assert target.features(x, ["layers.1"])["layers.1"].shape == (16, 16)
     with pytest.raises(CapabilityError, match="needs images"):
         PlainRecipe(Config()).target()
