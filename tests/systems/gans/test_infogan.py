@@ -20,7 +20,7 @@ from cambrian.systems.gans import _worlds
 from cambrian.systems.gans.infogan import Codes, InfoGAN, cat, uniform
 from cambrian.systems.gans.infogan._factors import moments
 from cambrian.systems.gans.infogan.model import information_of
-from cambrian.systems.gans.infogan.recipe import Config, InfoGANRecipe
+from cambrian.systems.gans.infogan.recipe import Config, InfoGANRecipe, within_groups
 from cambrian.worlds import glyphs
 
 TINY = Config(steps=6, batch=16, codes=("cat:3", "uniform:2"), latent=5, hidden=(16,), base=4, q_hidden=8, samples=64)
@@ -265,6 +265,14 @@ def test_moments_follow_the_known_factors_of_glyphs() -> None:
         own = batch["label"] == digit
         for name in ("slant", "width"):
             assert rank_correlation(batch[name][own].double(), found[name][own]) > 0.95, (digit, name)
+
+
+def test_a_code_that_turns_groups_opposite_ways_correlates_within_them_only() -> None:
+    code = torch.linspace(-1, 1, 40).repeat(2)
+    group = torch.arange(2).repeat_interleave(40)
+    factor = torch.where(group == 0, code, -code)
+    assert within_groups(code, factor, group) == pytest.approx(1.0)
+    assert within_groups(code, factor, torch.zeros(80, dtype=torch.int64)) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_bad_settings_and_data() -> None:

@@ -46,7 +46,7 @@ class GridConfig:
     replicates: int = option(1, "runs of every cell", low=1)
     pt_weight: float = option(0.1, "weight of the pulling-away term; 0 leaves it out", low=0.0)
     margin: float | None = option(None, "m; None: 1.5 x mean energy of data over the first batches, cell by cell", low=0.0)  # fmt: skip
-    latent: int = option(64, "Z", low=1)
+    latent: int = option(64, "Z, latent size, U(-1, 1)", low=1)
     norm: str = option("split", "batch norm in both players: by source, or none", choices=("split", "none"))
     beta1: float = option(0.5, "Adam's first decay, SGD's momentum", low=0.0, high=0.999)
     samples: int = option(1000, "samples that each cell is judged by", low=16)
