@@ -11,7 +11,7 @@ from cambrian.engine.contest import Contest, Entrant, World
 
 POINTS = {"steps": 1500, "batch": 128, "latent": 64}
 STACKED = {"steps": 400, "batch": 64, "latent": 64}
-NETS = {"hidden": (128, 128), "base": 16}
+NETS = {"hidden": (128, 128), "base": 16, "samples": 2000}
 
 
 def rated(
