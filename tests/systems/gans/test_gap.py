@@ -211,7 +211,7 @@ def test_mixed_members_train_judge_and_show(world: str, tmp_path) -> None:
     figures = evaluate(recipe)
     assert {"gam2", "gam2_worst", "gam2_low", "gam2_high", "cost_gap", "d_accuracy"} <= set(figures)
     assert figures["gam2_low"] <= figures["gam2"] <= figures["gam2_high"]
-    assert ("modes_per_generator" in figures) == (world == "ring8")
+    assert ("modes_touched_each" in figures) == (world == "ring8")
     for module in recipe.modules().values():
         module.eval()
     model, z = recipe.model, torch.randn(4, 5, 6)
