@@ -22,7 +22,7 @@ from cambrian.systems.gans.mode_gan._show import histogram, random_cell
 from cambrian.systems.gans.mode_gan.model import distance, manifold_loss, mode_regulariser
 from cambrian.systems.gans.mode_gan.recipe import ModeGANRecipe
 
-TINY = Config(steps=4, batch=16, latent=8, hidden=(16, 16), base=4, size=8, samples=64, lr=1e-3)
+TINY = Config(l1=0.2, steps=4, batch=16, latent=8, hidden=(16, 16), base=4, size=8, samples=64, lr=1e-3)
 
 
 def _noise(size: int = 8, count: int = 64) -> Data:

@@ -42,7 +42,7 @@ class GAPRecipe(Showing):
     """Trains `config.members` and the pool; only the former exchange."""
 
     presets = {
-        "smoke": Config(steps=150, batch=32, hidden=(48,), latent=16, pool=1, swap_every=5, samples=300),
+        "smoke": Config(steps=250, batch=64, hidden=(64,), latent=16, pool=1, swap_every=50, samples=300),
         "laptop": Config(steps=1500, swap_every=5),
         "paper": Config(
             steps=100_000,
@@ -55,7 +55,7 @@ class GAPRecipe(Showing):
         ),
     }
     claims = (CLAIM,)
-    headline = ("frechet_each", "lower")
+    headline = ("classifier_score_each", "higher")
 
     @classmethod
     def load_data(cls, config: Config, source: Source) -> Data:
