@@ -37,9 +37,12 @@ class StudyConfig:
     steps: int = option(1500, "energy steps of VCD, on images without labels", low=1)
     batch: int = option(64, "images per step of VCD", low=2)
     latent: int = option(256, "d, size of the code", low=1)
+    gain: float = option(1.0, "scale of VCD's codes before tanh", low=0.0)
+    k: int = option(1, "generator steps per energy step", low=1)
     base: int = option(16, "width of VCD's first convolution", low=1)
     optim: str = option("adadelta", "VCD's optimiser", choices=("adadelta", "adam"))
-    lr: float = option(0.1, "VCD's step size", low=0.0)
+    lr: float = option(0.1, "step size of VCD's encoder and decoder", low=0.0)
+    lr_d: float = option(0.1, "step size of VCD's energy", low=0.0)
     classifier_steps: int = option(600, "steps of the classifier", low=1)
     classifier_batch: int = option(64, "labelled images per step", low=1)
     classifier_lr: float = option(1e-3, "Adam's step size of the classifier", low=0.0)
@@ -138,7 +141,7 @@ class AugmentationStudy(Study[StudyConfig]):
         c = self.config
         settings = Config(
             mode="vcd", steps=c.steps, batch=c.batch, rho=c.rho, latent=c.latent, base=c.base, size=c.size,
-            optim=c.optim, lr=c.lr, lr_d=c.lr,
+            optim=c.optim, lr=c.lr, lr_d=c.lr_d, gain=c.gain, k=c.k,
         )  # fmt: skip
         loop = Loop(VGANRecipe(settings, data=data, seed=seed))
         fit(loop, c.steps, each=lambda step, scalars: progress(step, c.steps + c.classifier_steps))

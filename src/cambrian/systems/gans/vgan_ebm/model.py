@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cambrian.errors import ConfigError, ShapeError
-from cambrian.nn.adversarial import SplitBatchNorm, UpBlock
+from cambrian.nn.adversarial import FAKE, REAL, DCGANGenerator, SplitBatchNorm
 from cambrian.systems.gans._nets import ARCHITECTURES, GenerativeModel, discriminator_for, generator_for
 
 NETS = ("pool", *ARCHITECTURES)
@@ -65,22 +65,30 @@ class PooledBody(nn.Module):
 
 
 class DeconvGenerator(nn.Module):
-    """Two dense layers and two 5x5 deconvolutions, batch norm but at the end: `[B, Z] -> [B, C, S, S]` in [-1, 1]."""
+    """Two dense layers and two 5x5 deconvolutions, batch norm but at the end: `[B, Z] -> [B, C, S, S]` in [-1, 1].
+
+    `sources` names the kinds of codes that the batch consists of, in equal runs: each has batch statistics of its own.
+    """
 
     def __init__(self, *, shape: Sequence[int], latent: int, hidden: int, base: int) -> None:
         super().__init__()
         self.first = (2 * base, _quarter(shape), _quarter(shape))
         width = torch.Size(self.first).numel()
-        self.dense = nn.Sequential(
-            nn.Linear(latent, hidden), SplitBatchNorm(features=hidden), nn.ReLU(),
-            nn.Linear(hidden, width), SplitBatchNorm(features=width), nn.ReLU(),
-        )  # fmt: skip
-        self.up = nn.Sequential(
-            UpBlock(inputs=2 * base, outputs=base), UpBlock(inputs=base, outputs=shape[0], last=True), nn.Tanh()
+        self.layers = nn.ModuleList(
+            (
+                nn.Linear(latent, hidden),
+                nn.Linear(hidden, width),
+                nn.ConvTranspose2d(2 * base, base, 5, 2, 2, output_padding=1),
+            )
         )
+        self.norms = nn.ModuleList(SplitBatchNorm(features=size) for size in (hidden, width, base))
+        self.last = nn.ConvTranspose2d(base, shape[0], 5, 2, 2, output_padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.up(self.dense(z).unflatten(1, self.first))
+    def forward(self, z: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
+        x = z
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = F.relu(norm(layer(x.unflatten(1, self.first) if number == 2 else x), sources))
+        return torch.tanh(self.last(x))
 
 
 def _quarter(shape: Sequence[int]) -> int:
@@ -142,22 +150,52 @@ class VGAN(GenerativeModel):
 class VCD(VGAN):
     """The energy with a transition in place of a sampler: half of a code is replaced by noise, and decoded again.
 
-    Codes lie in [-1, 1]^Z; `sample` decodes pure noise.
+    Codes lie in [-1, 1]^Z; `sample` decodes pure noise. Batch norm keeps whole and disturbed codes apart. `gain` scales
+    what the encoder starts with: the larger, the closer codes are to -1 and 1, and the more of them noise leaves.
     """
 
-    def __init__(self, *, shape: Sequence[int], latent: int = 256, arch: str = "pool", hidden: Sequence[int] = (256, 256), base: int = 16, **more: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        latent: int = 256,
+        arch: str = "pool",
+        hidden: Sequence[int] = (256, 256),
+        base: int = 16,
+        gain: float = 1.0,
+        **more: int,
+    ) -> None:
         super().__init__(shape=shape, latent=latent, arch=arch, hidden=hidden, base=base, prior="uniform", **more)
         self.encoder = body_for(shape, arch=arch, hidden=tuple(hidden), base=base, outputs=latent)
+        self.gain = gain
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes `h [B, Z]` in [-1, 1]."""
-        return torch.tanh(self.encoder(x))
+        return torch.tanh(self.gain * self.encoder(x))
 
     def disturb(self, h: Tensor, generator: torch.Generator) -> Tensor:
         """`m z + (1 - m) h`: each coordinate of `h [B, Z]` is replaced by one of the prior with probability 1/2."""
         z = self.prior(len(h), generator)
         replace = (torch.rand(h.shape, generator=generator) < 0.5).to(h.device)
         return torch.where(replace, z, h)
+
+    def decode(self, codes: Tensor, sources: tuple[int, ...] = (REAL,)) -> Tensor:
+        """Samples of codes `[B, Z]`: whole ones (`REAL`), disturbed ones (`FAKE`), or equal runs of both."""
+        if isinstance(self.generator, DCGANGenerator):  # its norm knows one kind of codes only
+            return torch.cat([self.generator(run) for run in codes.chunk(len(sources))])
+        return self.generator(codes, sources)
+
+    def generate(self, z: Tensor) -> Tensor:
+        """`[B, Z] -> [B, *shape]` of disturbed codes, of which pure noise is the extreme."""
+        return self.decode(z, (FAKE,))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The decoded code of `x [B, *shape]`."""
+        return self.decode(self.encode(x))
+
+    def move(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One transition from `x [B, *shape]`, differentiable."""
+        return self.generate(self.disturb(self.encode(x), generator))
 
     @torch.no_grad()
     def chain(self, x: Tensor, steps: int, generator: torch.Generator) -> Tensor:
@@ -166,7 +204,7 @@ class VCD(VGAN):
             raise ConfigError(f"a chain has 0 or more steps, not {steps}")
         states = [self.check(x)]
         for _ in range(steps):
-            states.append(self.generate(self.disturb(self.encode(states[-1]), generator)))
+            states.append(self.move(states[-1], generator))
         return torch.stack(states)
 
     def transition(self, x: Tensor, steps: int = 1, seed: int = 0) -> Tensor:

@@ -16,7 +16,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.recipe import action, recipe
 from cambrian.engine.samples import Gallery, Images, Plot, Sample
 from cambrian.errors import CapabilityError
-from cambrian.nn.adversarial import REAL, Player, discriminator_loss, generator_loss
+from cambrian.nn.adversarial import FAKE, REAL, Player, discriminator_loss, generator_loss
 from cambrian.systems.gans._game import AdversarialRecipe
 from cambrian.systems.gans.vgan_ebm.model import NETS, VCD, VGAN, entropy_surrogate, product_energy
 from cambrian.worlds import glyphs
@@ -37,6 +37,7 @@ class Config:
     mode: str = option("vgan", "a generator (vgan), a transition (vcd), or a plain GAN of the same body", choices=MODES)
     k: int = option(1, "generator steps per energy step", low=1)
     rho: float = option(0.01, "vcd: share of the energy against the reconstruction", low=0.0, high=1.0)
+    gain: float = option(1.0, "vcd: scale of the encoder's output before tanh", low=0.0)
     experts: int = option(100, "K, binary experts of the energy", low=1)
     entropy: float = option(1.0, "weight of the generator's entropy surrogate (vgan)", low=0.0)
     data_entropy: bool = option(True, "keep the experts busy on data: the surrogate as a regulariser of the energy")
@@ -79,7 +80,8 @@ class VGANRecipe(AdversarialRecipe[Config]):
             "shape": data.info["shape"], "latent": config.latent, "arch": config.arch, "hidden": config.hidden,
             "base": config.base, "features": config.features, "experts": 1 if config.mode == "gan" else config.experts,
         }  # fmt: skip
-        self.model = (VCD if config.mode == "vcd" else VGAN)(**sizes).to(self.device)
+        made = VCD(**sizes, gain=config.gain) if config.mode == "vcd" else VGAN(**sizes)
+        self.model = made.to(self.device)
         sampler = [self.model.generator, *([self.model.encoder] if isinstance(self.model, VCD) else [])]
         self.g_optim = self._optimiser(*sampler, lr=config.lr)
         self.e_optim = self._optimiser(self.model.body, self.model.experts, lr=config.lr_d)
@@ -116,7 +118,8 @@ class VGANRecipe(AdversarialRecipe[Config]):
         """`rho E(x~) + (1 - rho) |Dec(h) - x|^2`."""
         assert isinstance(self.model, VCD)
         h, rho = self.model.encode(x), self.config.rho
-        again, moved = self.model.generate(torch.cat((h, self.model.disturb(h, self.rng)))).chunk(2)
+        codes = torch.cat((h, self.model.disturb(h, self.rng)))
+        again, moved = self.model.decode(codes, (REAL, FAKE)).chunk(2)
         error = (again - x).flatten(1).square().sum(1).mean()
         # at rho = 0 the energy has no say: its pass is left out
         energy = product_energy(self.model.logits(moved)).mean() if rho > 0 else error.new_zeros(())
@@ -133,7 +136,7 @@ class VGANRecipe(AdversarialRecipe[Config]):
     def _negatives(self, x: Tensor) -> Tensor:
         """Samples of the generator, or one transition from data."""
         if isinstance(self.model, VCD):
-            return self.model.generate(self.model.disturb(self.model.encode(x), self.rng))
+            return self.model.move(x, self.rng)
         return self.model.generate(self.latent(len(x)))
 
     def _fool(self, x: Tensor) -> Tensor:
@@ -153,7 +156,7 @@ class VGANRecipe(AdversarialRecipe[Config]):
             out |= {f"energy_{name}": float(e.mean()) for name, e in self._energies(held, generator).items()}
             out["bits_used"] = float(used(torch.sigmoid(self.model.logits(held)).mean(0)))
         if isinstance(self.model, VCD):
-            out["recon_error"] = float((self.model.generate(self.model.encode(held)) - held).square().mean())
+            out["recon_error"] = float((self.model.reconstruct(held) - held).square().mean())
         if 2 <= len(self.data.info.get("classes", ())) <= MOST:
             out["probe_accuracy"] = self._probe(split)
         return out
