@@ -9,7 +9,8 @@ generator with a discriminator trained from scratch, and the cure, noise on both
 course of training, as a method for every adversarial recipe (`--with principled-gan`).
 
 Claim: while a fresh discriminator trains against a frozen generator of digits, the saturating gradient falls at least
-30-fold between its iterations 50 and 1,500, and at least 10 times as far as with noise of sigma 0.3 on both sides.
+30-fold between its iterations 50 and 1,500, and at least 10 times as far as with noise on both sides whose sigma is 0.3 of
+the range of a pixel.
 
     2.1  disjoint supports        a smooth D with D = 1 on the data, D = 0 on the samples, grad D = 0 on both
     2.3  then                     JSD = log 2, both KL = infinity
@@ -20,12 +21,13 @@ Claim: while a fresh discriminator trains against a frozen generator of digits, 
     3.x  W(P_r, P_g)  <=  2 V^(1/2) + 2 C JSD(P_r+e, P_g+e)^(1/2)     V = E ||e||^2, C the diameter of the noisy supports
 
 Differs from the paper:
-- digits of 8x8 pixels and the fully connected `gan` (hidden layers of D weight-normed, no noise inside), its
-generator stopped after 200 and 2,000 updates; the paper has DCGANs of 1, 10 and 25 epochs
+- digits of 8x8 pixels and fully connected nets of 256 x 2 without norm, the generator taken after 200 and 2,000 updates;
+the paper has DCGANs of 1, 10 and 25 epochs. The nets are the study's own, since `gan` has connected nets only with weight
+normalisation or dropout, which slow the fresh discriminator down; `target=gan`, or any adversarial system, is an option
 - the perfect discriminator of two point clouds is a sum of bumps; the paper shows that one exists
 - M of the measured bound is estimated on a few latents, and eps on the same samples as the gradient
 - how sigma is annealed is not prescribed by the paper: linear, exponential, or led by the discriminator's accuracy
-- a learned noise and the gradients of its section 3 (the noisy samples' own game) are not part of it
+- theorem 3.2, the gradient of the noisy game as a pull between samples weighted by their distance, is not computed
 
 Shapes: N, M points, D dimensions, B batch, Z latent, R batches of a probe, P parameters.
 """
