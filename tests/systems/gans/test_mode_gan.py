@@ -63,7 +63,7 @@ def test_the_regulariser_is_a_distance_and_a_reward() -> None:
     believed, doubted = (mode_regulariser(apart, torch.full((4, 1), v), l1=0.2, l2=0.4) for v in (4.0, -4.0))
     assert believed < doubted  # reconstructions that look real are rewarded
     expected = distance(x, again) - 0.01 * F.logsigmoid(logits).mean()  # to be minimised: -(lambda log D1 - d)
-    torch.testing.assert_close(manifold_loss(distance(x, again), logits, 0.01), expected)
+    torch.testing.assert_close(manifold_loss(distance(x, again), logits, weight=1.0, lam=0.01), expected)
     assert float(distance(torch.zeros(3, 2), torch.full((3, 2), 4.0))) == pytest.approx(1.0)  # points are divided by 4
     with pytest.raises(ShapeError, match="differ in shape"):
         distance(x, again[:, :, :3])
@@ -123,7 +123,7 @@ def test_mdgan_plays_reconstructions_against_both_sides() -> None:
     assert list(losses) == ["m", "d", "g"]
     assert losses["m"] == pytest.approx(apart(model.manifold, x, again), rel=1e-4)
     assert losses["d"] == pytest.approx(apart(model.discriminator, again, fake), rel=1e-4)
-    both = manifold_loss(distance(x, again), model.manifold(again), 0.01)
+    both = manifold_loss(distance(x, again), model.manifold(again), weight=0.2, lam=0.01)
     both = both - F.logsigmoid(model.discriminator(fake)).mean()
     assert losses["g"] == pytest.approx(both.item(), rel=1e-4)
     assert len(recipe.critics()) == 2

@@ -20,7 +20,8 @@ GAN without regulariser, after equally many updates.
 
 Differs from the paper:
 - stacks are of three drawn digits in the channels of one 28x28 image, not of MNIST digits; nets are 16 channels wide
-- d is a mean over pixels (points: of coordinates divided by 4), and l1 is 10 so that it weighs about as much as log D
+- d is a mean over pixels (points: of coordinates divided by 4), and l1 is 10 so that it weighs about as much as log D;
+in MDGAN it has that weight too (printed there: a squared norm with weight 1)
 - one Adam holds G and E: E appears in R alone, so the gradients are the paper's
 - both steps of an MDGAN are taken at once, on one batch
 - the noisy third discriminator is fully connected, and its verdict is a mean over draws of its noise

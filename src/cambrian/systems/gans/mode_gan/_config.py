@@ -15,7 +15,7 @@ class Config:
     steps: int = option(1000, "rounds of the game", low=1)
     batch: int = option(64, "samples per round", low=2)
     game: str = option("reg", "reg: regularised; mdgan: two discriminators; gan: no encoder", choices=GAMES)
-    l1: float = option(10.0, "weight of the mean squared distance to the data (reg)", low=0.0)
+    l1: float = option(10.0, "weight of the mean squared distance to the data", low=0.0)
     l2: float = option(0.4, "weight of the reward for reconstructions that look real (reg)", low=0.0)
     lam: float = option(0.01, "weight of that reward in the manifold step (mdgan)", low=0.0)
     distance: str = option("pixels", "what d compares: pixels, or D's last features", choices=("pixels", "features"))

@@ -33,9 +33,9 @@ def mode_regulariser(apart: Tensor, logits: Tensor, *, l1: float, l2: float) -> 
     return l1 * apart + l2 * F.softplus(-logits).mean()
 
 
-def manifold_loss(apart: Tensor, logits: Tensor, lam: float) -> Tensor:
-    """What G and E minimise in the manifold step: `d - lambda E log D1(G(E(x)))`."""
-    return apart + lam * F.softplus(-logits).mean()
+def manifold_loss(apart: Tensor, logits: Tensor, *, weight: float, lam: float) -> Tensor:
+    """What G and E minimise in the manifold step: `weight d - lambda E log D1(G(E(x)))`."""
+    return weight * apart + lam * F.softplus(-logits).mean()
 
 
 class ModeGAN(GenerativeModel):

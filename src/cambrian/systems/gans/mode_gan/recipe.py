@@ -110,12 +110,12 @@ class ModeGANRecipe(Showing):
         ]
 
     def _two_steps(self, x: Tensor, fake: Tensor, again: Tensor) -> list[Player]:
-        model, near = self.model, self.model.manifold
+        model, near, config = self.model, self.model.manifold, self.config
         assert near is not None
 
         def g_loss(turn: int) -> tuple[Tensor, dict[str, Tensor]]:
             apart = distance(x, again)
-            manifold = manifold_loss(apart, near(again, (FAKE,)), self.config.lam)
+            manifold = manifold_loss(apart, near(again, (FAKE,)), weight=config.l1, lam=config.lam)
             return manifold + generator_loss(model.discriminator(fake, (FAKE,))), {"distance": apart.detach()}
 
         return [
