@@ -9,8 +9,8 @@ from typing import Any
 
 from cambrian.engine.contest import Contest, Entrant, World
 
-POINTS = {"steps": 1500, "batch": 128, "latent": 64}
-STACKED = {"steps": 400, "batch": 64, "latent": 64}
+POINTS = {"steps": 1000, "batch": 128, "latent": 64}
+STACKED = {"steps": 300, "batch": 64, "latent": 64}
 NETS = {"hidden": (128, 128), "base": 16, "samples": 2000}
 
 
@@ -44,7 +44,6 @@ CONTEST = Contest(
     ),
     entrants=(
         rated("gan", PLAIN),
-        rated("gan", {**PLAIN, "tricks": ("minibatch",), "kernels": 20}, name="gan, minibatch discrimination"),
         rated("gan", PLAIN, name="gan, principled-gan noise", with_=("principled-gan:sigma=0.3",)),
         Entrant("unrolled-gan", "unrolled-gan", {"unroll": 5, "hidden": 128, "depth": 2}, UNROLLED),
         rated("infogan", {"codes": ("cat:10", "uniform:2")}, points={"lr_d": 1e-3}, stacked={"lr_d": 2e-4}),
