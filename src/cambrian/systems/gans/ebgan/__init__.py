@@ -22,6 +22,8 @@ margin is found by rule: 1.5 times the mean energy of data over the first batche
 - the laptop grid has 8 cells per seed on 8x8 digits (layers 2 or 3, width 128 or 256, dropout on or off, the same in both
 players), where the paper has 512 of EBGAN and 6,144 of GAN on MNIST; the interval of the verdict is over seeds, and the
 bootstrap over grid cells is what the action `grid` prints
+- the encoder's units are leaky ReLU and weights start as torch's own; batch norm stands after all layers but D's first and
+G's last, by source
 - all cells of equal shape train at once, their parameters stacked; every cell sees batches of its own
 - the score of the claim is the exponential one (1 to 10); the paper's I' (no exponential, reversed) stands beside it
 - the ladder network of the semi-supervised experiment has the bottom-layer cost only, as in the paper, with a combinator of
