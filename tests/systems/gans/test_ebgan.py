@@ -90,6 +90,7 @@ def test_a_trained_auto_encoder_has_low_energy_on_what_it_saw_only() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    net.requires_grad_(False)
     inside = net((torch.linspace(0.2, 0.8, 5)[:, None] * line).view(-1, 1, 8, 8))[0]
     outside = net(torch.randn(5, 1, 8, 8))[0]
     assert float(inside.max()) < 0.05 < float(outside.min())
