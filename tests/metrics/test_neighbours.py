@@ -33,7 +33,9 @@ def test_accuracy_is_that_of_scikit_learn():
     peer = KNeighborsClassifier(1, algorithm="brute").fit(x[:1200].numpy(), y[:1200].numpy())
     index = torch.from_numpy(peer.kneighbors(x[1200:].numpy(), return_distance=False)[:, 0])
     assert torch.equal(nearest(x[1200:], x[:1200], block=100), index)
-    assert neighbour_accuracy((x[:1200], y[:1200]), (x[1200:], y[1200:])) == peer.score(x[1200:].numpy(), y[1200:].numpy())
+    assert neighbour_accuracy((x[:1200], y[:1200]), (x[1200:], y[1200:])) == peer.score(
+        x[1200:].numpy(), y[1200:].numpy()
+    )
 
 
 def test_bad_shapes_are_named():
