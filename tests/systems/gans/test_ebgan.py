@@ -263,6 +263,19 @@ def test_a_cell_does_not_depend_on_its_company() -> None:
     torch.testing.assert_close(both[1], single[0], atol=1e-4, rtol=1e-3)
 
 
+def test_a_grid_with_dropout_is_the_same_whatever_was_drawn_before_and_leaves_the_caller_s_numbers_alone() -> None:
+    train = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    cells = _grid.product("ebgan", layers=(2,), widths=(8,), dropouts=(0.0, 0.5), seed=1)
+    settings = {"batch": 16, "latent": 5}
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = _grid.run(cells, train, steps=5, samples=10, settings=settings)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(1)
+    again = _grid.run(cells, train, steps=5, samples=10, settings=settings)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_the_study_measures_both_games_and_pairs_cells() -> None:
     settings = _study.GridConfig(
         game="both", steps=20, batch=16, layers=(2,), widths=(8, 16), dropouts=(0.0,), samples=60

@@ -1,7 +1,8 @@
 """A grid of hyper-parameters as stacks of nets: all cells of equal shape train at once, for EBGAN or for the plain GAN.
 
 Every cell draws its own batches, latents and initial weights from a seed of its own, so that a cell's run does not
-depend on which others are in the grid, and the two games meet the same data cell by cell.
+depend on which others are in the grid, and the two games meet the same data cell by cell. Masks of dropout are the
+exception: a stack draws them for all its cells at once, from the seed of its first.
 
 Shapes: M members of a stack, B batch, Z latent.
 """
@@ -211,10 +212,12 @@ def run(
     parts = [group[i : i + together] for group in groups for i in range(0, len(group), together)]
     made: dict[int, Tensor] = {}
     for number, part in enumerate(parts):
-        population = Population([cells[i] for i in part], train, **settings)  # type: ignore[arg-type]
-        for step in range(steps):
-            population.step()
-            if step % 20 == 19:
-                progress(number * steps + step + 1, len(parts) * steps)
+        with torch.random.fork_rng(devices=[]):  # dropout draws from torch's global generator
+            torch.manual_seed(cells[part[0]].seed + 2)
+            population = Population([cells[i] for i in part], train, **settings)  # type: ignore[arg-type]
+            for step in range(steps):
+                population.step()
+                if step % 20 == 19:
+                    progress(number * steps + step + 1, len(parts) * steps)
         made |= dict(zip(part, population.samples(samples), strict=True))
     return [made[i] for i in range(len(cells))]
