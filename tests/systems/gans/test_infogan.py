@@ -247,8 +247,9 @@ def test_without_labels_or_continuous_codes_there_is_nothing_to_match_or_correla
 
 
 def test_uneven_classes_are_warned_of() -> None:
-    with pytest.warns(UserWarning, match="split frequent classes"):
+    with pytest.warns(UserWarning, match="split frequent classes") as found:
         _recipe(_images(labels=(0, 0, 0, 1, 2)))
+    assert "12 to 36 samples" in str(found[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _recipe()
