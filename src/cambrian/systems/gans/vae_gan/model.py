@@ -222,7 +222,7 @@ class VAEGAN(GenerativeModel):
         traits: Tensor | None = None,
         pixel: bool = False,
         sigma: float = 1.0,
-        joint: bool = True,
+        joint: bool = False,
         kind: str = "minimax",
     ) -> Terms:
         """All terms of a round on `x [B, *shape]` and prior latents `z_p [B, Z (+ T)]`, from one pass of each net.
@@ -253,7 +253,7 @@ class VAEGAN(GenerativeModel):
         z_p: Tensor,
         *,
         traits: Tensor | None = None,
-        joint: bool = True,
+        joint: bool = False,
         kind: str = "minimax",
     ) -> Terms:
         """The terms of a game without an encoder: of the variant gan, or of the GAN that vae-dis trains first."""
