@@ -112,7 +112,7 @@ class AugmentationStudy(Study[StudyConfig]):
 
     presets = {
         "smoke": StudyConfig(steps=20, batch=32, latent=32, base=4, classifier_steps=20),
-        "laptop": StudyConfig(),
+        "laptop": StudyConfig(steps=1000, batch=32, base=8, rho=0.1, gain=5.0, optim="adam", lr=1e-3, lr_d=1e-3),
         "paper": StudyConfig(labels=100, size=28, steps=60_000, batch=100, base=64, classifier_steps=20_000),
     }
     claims = (CLAIM, CONTENT)
