@@ -73,9 +73,8 @@ def table() -> str:
     """All verdicts as a Markdown table."""
     rows = ["| system | claim | verdict | measured | the paper |", "|---|---|---|---|---|"]
     for r in ledger.records():
-        rows.append(
-            f"| `{r['slug']}` | {r['statement']} | **{r['verdict']}** | {r['metric']} {effect(r)} | {r['paper']} |"
-        )
+        statement, paper = (str(r[name]).replace("|", "\\|") for name in ("statement", "paper"))
+        rows.append(f"| `{r['slug']}` | {statement} | **{r['verdict']}** | {r['metric']} {effect(r)} | {paper} |")
     return "\n".join(rows)
 
 
