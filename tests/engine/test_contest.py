@@ -52,7 +52,7 @@ def test_the_command_prints_pages_and_records(small, tmp_path, monkeypatch, caps
     words = ["verify", "--family", "gans", "--table", "--seeds", "0", "--record", "--report", str(page)]
     assert main([*words, "--pictures", str(tmp_path / "pictures")]) == 0
     with Image.open(tmp_path / "pictures" / "gans-ring8.png") as sheet:
-        assert sheet.width == 900 and sheet.height > 200
+        assert sheet.width == 600 and sheet.height > 200
     assert "modes touched" in capsys.readouterr().out
     text = page.read_text()
     assert text.count("data:image/png;base64") == 2 and "noisy" in text

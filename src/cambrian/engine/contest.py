@@ -162,7 +162,7 @@ def page(outcome: Outcome, path: Path) -> Path:
     return report.write(path, f"{outcome.contest.family}: comparison", "".join(body) + report.environment_html({}))
 
 
-def pictures(outcome: Outcome, folder: Path, width: int = 900) -> list[Path]:
+def pictures(outcome: Outcome, folder: Path, width: int = 600) -> list[Path]:
     """One PNG a world, FAMILY-WORLD.png: what every entrant made (first seed), one row each with its name."""
     from PIL import Image, ImageDraw
 
@@ -171,10 +171,10 @@ def pictures(outcome: Outcome, folder: Path, width: int = 900) -> list[Path]:
     for world in outcome.contest.worlds:
         rows: list[Any] = []
         for entrant in outcome.contest.entrants:
-            found = sorted(outcome.folders[entrant.name, world.name].glob("sample*.png"))
-            if not found:
+            found = _sheet(outcome.folders[entrant.name, world.name])
+            if found is None:
                 continue
-            with Image.open(found[0]) as shown:
+            with Image.open(found) as shown:
                 wide = shown.convert("RGB")
             scale = min(1.0, width / wide.width)
             row = Image.new("RGB", (width, round(wide.height * scale) + 16), "white")
@@ -192,6 +192,13 @@ def pictures(outcome: Outcome, folder: Path, width: int = 900) -> list[Path]:
         sheet.quantize(64).save(path, optimize=True)
         written.append(path)
     return written
+
+
+def _sheet(folder: Path) -> Path | None:
+    """The picture of the samples themselves, where a system shows more than them; else the first there is."""
+    found = sorted(folder.glob("sample*.png"))
+    named = [path for path in found if path.stem in ("sample", "sample-samples", "sample-cloud")]
+    return next(iter([*named, *found]), None)
 
 
 def _job(entrant: Entrant, world: World, seed: int) -> Job:
