@@ -1,6 +1,4 @@
-"""Output distributions: from a network's raw outputs to log-densities, samples and means.
-
-Every head has `n_params`, `log_prob(params, target)`, `sample(params, generator, temperature)` and `mean(params)`.
+"""A mixture of bivariate normals with correlations, for pen strokes.
 
 Shapes: `...` any batch shape, M mixture components.
 """

@@ -1,0 +1,1 @@
+"""Attention: scorers with one signature, cached keys and masks."""
