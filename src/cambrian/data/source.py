@@ -65,5 +65,6 @@ EMBEDDED: dict[str, str] = {
     "sketches": "procedural pen drawings",
     "sort-of-clevr": "scenes of six objects with questions and answers",
     "babi": "short stories with questions",
+    "phones": "speech-like sound with known phones, pitch and speaker",
     "springs": "balls joined by hidden springs",
 }
