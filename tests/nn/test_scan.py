@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cambrian.errors import ShapeError
-from cambrian.nn import convlstm
+from cambrian.nn.cells import lstm
 from cambrian.nn.convlstm import CELLS, ConvLSTMCell, LSTMCell
 from cambrian.nn.scan import bidirectional, scan
 
@@ -68,7 +68,7 @@ def test_the_fused_sweep_equals_the_loop_of_steps(
 ) -> None:
     # a mask that depends on time only, so that sorting sequences and reversing time leave it comparable
     mask = torch.tensor([0.0, 1.25, 1.25, 0.0, 1.25], dtype=torch.float64).expand(T, B, H)
-    monkeypatch.setattr(convlstm, "dropout_masks", lambda x, hidden, rate: mask)
+    monkeypatch.setattr(lstm, "dropout_masks", lambda x, hidden, rate: mask)
     cell = make("lstm", dropout=0.2, context=C)
     x, context = inputs()
     start = tuple(torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in range(2))

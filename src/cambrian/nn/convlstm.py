@@ -1,158 +1,20 @@
-"""LSTM cells beyond torch's, for `cambrian.nn.scan`: recurrent dropout, layer norm, hyper, convolutional.
+"""LSTM cells beyond torch's, for `cambrian.nn.scan`: layer norm, hyper, convolutional.
 
-    i, f, o = sigmoid(.),  g = tanh(.)      four products of [x; h], each with a bias
-    c' = f c + i drop(g)                    recurrent dropout without memory loss (Semeniuta et al. 2016, eq. 10)
-    h' = o tanh(c')
-
-Dropping only the candidate g leaves what the cell already remembers intact, which dropping h or c does not. Gates are
-ordered g, i, f, o, so that one sigmoid covers three of them. The forget bias starts at 1.
+The plain cell, with recurrent dropout, is `cambrian.nn.cells.lstm.LSTMCell`. Gates are ordered g, i, f, o, and the
+forget bias starts at 1.
 
 Shapes: T time, B batch, I input, C context, H hidden.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cambrian.nn.cells.gated import dropout_masks, parts
+from cambrian.nn.cells.lstm import LSTMCell
 from cambrian.nn.scan import Projected, State
-
-
-class LSTMCell(nn.Module):
-    """LSTM with recurrent dropout on the candidate; `context` features are inputs that stay the same at every step.
-
-    In training mode `project` draws one dropout mask per time step from torch's global generator.
-    """
-
-    def __init__(self, *, inputs: int, hidden: int, context: int = 0, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.hidden, self.dropout = hidden, dropout
-        self.input = nn.Linear(inputs, 4 * hidden)
-        self.context = nn.Linear(context, 4 * hidden, bias=False) if context else None
-        self.recurrent = nn.Parameter(torch.empty(4 * hidden, hidden))
-        with torch.no_grad():
-            for gate in self.recurrent.chunk(4):
-                nn.init.orthogonal_(gate)
-            nn.init.zeros_(self.input.bias)
-            self.input.bias[2 * hidden : 3 * hidden] = 1.0
-
-    def initial(self, batch: int, like: Tensor) -> State:
-        """(h, c), both zero [B, H]."""
-        return like.new_zeros(batch, self.hidden), like.new_zeros(batch, self.hidden)
-
-    def project(self, x: Tensor, context: Tensor | None = None) -> Projected:
-        """Gate inputs [T, B, 4H], and in training with dropout the masks [T, B, H], already divided by the keep rate."""
-        gates = self.input(x)
-        if self.context is not None and context is not None:
-            gates = gates + self.context(context)
-        masks = dropout_masks(x, self.hidden, self.dropout if self.training else 0.0)
-        return gates if masks is None else (gates, masks)
-
-    def step(self, projected: Projected, state: State) -> tuple[Tensor, State]:
-        gates, masks = _parts(projected)
-        h, c = state
-        gates = torch.addmm(gates, h, self.recurrent.t())
-        g = gates[:, : self.hidden].tanh()
-        i, f, o = gates[:, self.hidden :].sigmoid().chunk(3, 1)
-        c = f * c + i * (g if masks is None else g * masks)
-        h = o * c.tanh()
-        return h, (h, c)
-
-    def sweep(self, projected: Projected, state: State, active: list[int]) -> tuple[Tensor, State]:
-        """The whole loop as one autograd node, see `_Sweep`; `active[t]` sequences, the first rows, run at step t."""
-        gates, masks = _parts(projected)
-        outputs, h, c = _Sweep.apply(gates, masks, *state, self.recurrent, active)
-        return outputs, (h, c)
-
-
-class _Sweep(torch.autograd.Function):
-    """LSTM over time with only the activations kept, and the recurrent weight's gradient as one product over all steps.
-
-    The plain loop makes T weight gradients and about ten autograd nodes a step; here backward has one product and five
-    elementwise operations a step: whatever does not depend on the incoming gradient is formed for all steps at once.
-    `active[t]` sequences, the first rows, run at step t; the others carry their state and put out zero.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, gates: Tensor, masks: Tensor | None, h: Tensor, c: Tensor, weight: Tensor, active: list[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        steps, (batch, hidden) = len(gates), h.shape
-        full = min(active) == batch
-        make = gates.new_empty if full else gates.new_zeros
-        acts, tanhs = make(gates.shape), make(steps, batch, hidden)
-        hs, cs = gates.new_empty(steps + 1, batch, hidden), gates.new_empty(steps + 1, batch, hidden)
-        hs[0], cs[0] = h, c
-        weight_t = weight.t()
-        # views of all steps at once: slicing inside the loop would cost as much as the arithmetic
-        gif = (acts[..., :hidden], *acts[..., hidden:].chunk(3, -1), acts[..., hidden:])
-        views = [gates, acts, *gif, tanhs, hs[:-1], cs[:-1], hs[1:], cs[1:], tanhs if masks is None else masks]
-        for n, *parts in zip(active, *(v.unbind(0) for v in views), strict=True):
-            if n < batch:
-                for old, new in zip(parts[8:10], parts[10:12], strict=True):
-                    new[n:] = old[n:]
-                parts = [part[:n] for part in parts]
-            if n == 0:
-                continue
-            x, act, g, i, f, o, ifo, tanh_c, old_h, old_c, new_h, new_c, mask = parts
-            torch.addmm(x, old_h, weight_t, out=act)
-            g.tanh_()
-            ifo.sigmoid_()
-            torch.mul(f, old_c, out=new_c).addcmul_(i, g if masks is None else g * mask)
-            torch.mul(o, torch.tanh(new_c, out=tanh_c), out=new_h)
-        ctx.save_for_backward(acts, tanhs, hs, cs, weight, masks)
-        ctx.active = active
-        outputs = hs[1:].clone()
-        for t, n in enumerate([] if full else active):
-            outputs[t, n:] = 0.0
-        return outputs, hs[-1].clone(), cs[-1].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor, d_h: Tensor, d_c: Tensor) -> tuple[Tensor | None, ...]:
-        acts, tanhs, hs, cs, weight, masks = ctx.saved_tensors
-        batch, hidden = hs.shape[1:]
-        through, factors = _Sweep.factors(acts, tanhs, cs[:-1], masks)
-        d_gates = factors.flatten(2)  # each step's factors are overwritten by its gradients
-        d_h, d_c = d_h.clone(), d_c.clone()
-        views = [d_outputs, through, acts[..., 2 * hidden : 3 * hidden], factors[:, :, :3], factors[:, :, 3], d_gates]
-        rows = zip(ctx.active, *(v.unbind(0) for v in views), strict=True)
-        for n, *parts in reversed(list(rows)):
-            if n == 0:
-                continue
-            dh, dc = d_h, d_c
-            if n < batch:
-                dh, dc, *parts = (part[:n] for part in (dh, dc, *parts))
-            d_out, through_c, forget, d_gif, d_o, d_all = parts
-            dc.addcmul_(dh.add_(d_out), through_c)
-            d_gif.mul_(dc[:, None])
-            d_o.mul_(dh)
-            dc.mul_(forget)
-            torch.mm(d_all, weight, out=dh)
-        d_weight = d_gates.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)
-        return d_gates, None, d_h, d_c, d_weight, None
-
-    @staticmethod
-    def factors(acts: Tensor, tanhs: Tensor, before: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """dc/dh [T, B, H] within a step, and d(gate)/d(c or h) [T, B, 4, H]; both are zero where a sequence has
-        ended.
-        """
-        g, i, _, o = acts.chunk(4, -1)
-        through = tanhs.square().neg_().add_(1.0).mul_(o)
-        out = acts.new_empty(*acts.shape[:2], 4, tanhs.shape[2])
-        torch.mul(g.square().neg_().add_(1.0), i, out=out[:, :, 0])
-        sig = acts[..., tanhs.shape[2] :]
-        slopes = torch.addcmul(sig, sig, sig, value=-1.0).chunk(3, -1)
-        torch.mul(slopes[0], g, out=out[:, :, 1])
-        torch.mul(slopes[1], before, out=out[:, :, 2])
-        torch.mul(slopes[2], tanhs, out=out[:, :, 3])
-        if masks is not None:
-            out[:, :, :2].mul_(masks[:, :, None])
-        return through, out
 
 
 class LayerNormLSTMCell(nn.Module):
@@ -176,7 +38,7 @@ class LayerNormLSTMCell(nn.Module):
         return self.plain.project(x, context)
 
     def step(self, projected: Projected, state: State) -> tuple[Tensor, State]:
-        gates, masks = _parts(projected)
+        gates, masks = parts(projected)
         h, c = state
         gates = self.gates(torch.addmm(gates, h, self.plain.recurrent.t()))
         h, c = _normed_update(gates, c, masks, self.cell_norm)
@@ -243,7 +105,7 @@ class HyperLSTMCell(nn.Module):
         """Input products of both LSTMs (the part of the hyper LSTM's that reads h is added in `step`), then both
         masks.
         """
-        main, masks = _parts(self.plain.project(x, context))
+        main, masks = parts(self.plain.project(x, context))
         small = self.hyper.plain
         hyper = small.input(x)
         if context is not None and small.context is not None:
@@ -298,17 +160,6 @@ class ConvLSTMCell(nn.Module):
 
 
 CELLS = {"lstm": LSTMCell, "layernorm": LayerNormLSTMCell, "hyper": HyperLSTMCell}
-
-
-def dropout_masks(x: Tensor, hidden: int, rate: float) -> Tensor | None:
-    """Masks [T, B, H] for x [T, B, ...], 0 or 1 / (1 - rate), a new one at every step; None when nothing is dropped."""
-    if not rate:
-        return None
-    return x.new_empty(*x.shape[:2], hidden).uniform_().ge_(rate).div_(1 - rate)
-
-
-def _parts(projected: Projected) -> tuple[Tensor, Tensor | None]:
-    return (projected, None) if isinstance(projected, Tensor) else (projected[0], projected[1])
 
 
 def _normed_update(gates: Tensor, c: Tensor, masks: Tensor | None, norm: nn.LayerNorm) -> State:
