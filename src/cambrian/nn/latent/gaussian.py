@@ -1,4 +1,4 @@
-"""Gaussian posteriors, their divergences, and the schedules that weigh them.
+"""Gaussian posteriors, their divergences, and paths between codes.
 
 Shapes: B batch, Z latent features.
 """
@@ -36,13 +36,18 @@ class DiagGaussian:
     def std(self) -> Tensor:
         return torch.exp(0.5 * self.logvar)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std * eps, differentiable in both (Kingma & Welling 2014). The noise is drawn where the generator
-        lives.
+    def sample(self, generator: torch.Generator | None = None, count: int | None = None) -> Tensor:
+        """mean + std * eps, differentiable in both (Kingma & Welling 2014); with `count` that many draws [count, ..., Z].
+        The noise is drawn where the generator lives.
         """
         device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        shape = self.mean.shape if count is None else (count, *self.mean.shape)
+        noise = torch.randn(shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean.device)
+
+    def detach(self) -> DiagGaussian:
+        """The same distribution, through which no gradient flows."""
+        return DiagGaussian(self.mean.detach(), self.logvar.detach())
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density [...] of z [..., Z], in nats."""
@@ -60,26 +65,6 @@ def kl_diag(q: DiagGaussian, p: DiagGaussian | None = None) -> Tensor:
         return 0.5 * (q.logvar.exp() + q.mean.square() - 1.0 - q.logvar)
     squares = (q.mean - p.mean).square()
     return 0.5 * (p.logvar - q.logvar + (q.logvar.exp() + squares) * torch.exp(-p.logvar) - 1.0)
-
-
-def exponential_weight(step: int, rate: float, minimum: float) -> float:
-    """1 - (1 - minimum) rate^step: the KL weight of Ha & Eck 2017, from `minimum` towards 1."""
-    return 1.0 - (1.0 - minimum) * rate**step
-
-
-def linear_weight(step: int, steps: int, start: float = 0.0) -> float:
-    """From `start` at step 0 to 1 at `steps` and after."""
-    return start + (1.0 - start) * min(1.0, step / steps)
-
-
-def floored(kl: Tensor, floor: float) -> Tensor:
-    """max(kl, floor) for a batch mean `kl` (a scalar): below the floor the divergence is free and has no gradient.
-
-    It must act on the batch mean: a floor on every element would hold each of them up (Kingma et al. 2016).
-    """
-    if kl.dim():
-        raise ShapeError(f"the floor applies to the batch mean, a scalar, not to {tuple(kl.shape)}")
-    return kl.clamp(min=floor)
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> int:
