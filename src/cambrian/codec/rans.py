@@ -26,8 +26,9 @@ MAX_LANES = 1 << 20
 
 
 class Stack:
-    """Coded symbols, one number a lane. `seed_words` (uint32) are random bits below everything: bits-back coding needs
-    them to begin, and gets them back.
+    """Coded symbols, one number a lane. `seed_words` (uint32, at least one a lane) are random bits below everything:
+    bits-back coding needs them to begin, and gets them back. The last ones fill the lanes' numbers (31 bits of each
+    word), because what is popped first comes from there.
 
     Each call takes one symbol a lane for the first `n` lanes: arrays `[n]`, n <= lanes. `precision` (bits of the
     frequencies' total) may differ from call to call. A pop must mirror its push: same n, same precision.
@@ -39,6 +40,11 @@ class Stack:
         self.lanes, self.precision = lanes, _checked_precision(precision)
         self.heads = np.full(lanes, LOW, np.uint64)
         words = np.zeros(0, np.uint32) if seed_words is None else np.array(seed_words, dtype=np.uint32).ravel()
+        if seed_words is not None:
+            if len(words) < lanes:
+                raise ConfigError(f"{lanes} lanes need as many seed words, not {len(words)}")
+            words, last = words[: len(words) - lanes], words[len(words) - lanes :]
+            self.heads |= last.astype(np.uint64) >> np.uint64(1)
         self._words, self._count = words, len(words)
 
     # -- one symbol a lane -------------------------------------------------------------------------------------------
@@ -128,6 +134,10 @@ class Stack:
         """Whether everything pushed was popped and no seed words remain. 31 bits a lane check this after decoding."""
         return self._count == 0 and bool((self.heads == LOW).all())
 
+    def equals(self, other: Stack) -> bool:
+        """Whether both hold the same: after decoding, that the seed words came back."""
+        return np.array_equal(self.heads, other.heads) and np.array_equal(self.words, other.words)
+
     def bits(self) -> int:
         """Size of `to_bytes()` in bits."""
         return 8 * len(self.to_bytes())
@@ -140,8 +150,8 @@ class Stack:
 
     def copy(self) -> Stack:
         """An independent stack with the same content."""
-        other = Stack(self.lanes, self.precision, self.words)
-        other.heads = self.heads.copy()
+        other = Stack(self.lanes, self.precision)
+        other.heads, other._words, other._count = self.heads.copy(), self.words, self._count
         return other
 
     def to_bytes(self) -> bytes:
@@ -166,7 +176,8 @@ class Stack:
         words = (len(body) - 8 * lanes) // 4
         if words < 0:
             raise DataError(f"coded data of {lanes} lanes is truncated at {len(data)} bytes")
-        found = cls(lanes, precision, np.frombuffer(body, "<u4", words))
+        found = cls(lanes, precision)
+        found._words, found._count = np.frombuffer(body, "<u4", words).astype(np.uint32), words
         found.heads = np.frombuffer(body, "<u8", lanes, 4 * words).astype(np.uint64)
         if ((found.heads < LOW) | (found.heads >= LOW << WORD_BITS)).any():
             raise DataError("coded data holds a number outside its interval; it is damaged")
