@@ -2,7 +2,7 @@
 
 A cell offers three methods:
 
-    project(x, context)      x [T, B, I], context [B, C] or None -> one tensor or a tuple of tensors [T, B, ...]
+    project(x, context)      x [T, B, I], context [B, C] or None -> a tensor [T, B, ...], or a tuple of such (of such)
     initial(batch, like)     -> state, a tuple of tensors [B, ...]
     step(projected, state)   one time step -> (output [B, H], state)
 
@@ -13,14 +13,16 @@ same at every step: it is multiplied once, not T times. A cell may also offer a 
     sweep(projected, state, active)         -> (outputs [T, B, H], final state)
 
 which must equal the loop of `step`s where only the first `active[t]` sequences run at step t, the others carrying
-their state and putting out zero (`cambrian.nn.convlstm.LSTMCell` has one). `scan` sorts sequences by length and
-reverses time before it calls `sweep`, so that finished sequences cost nothing.
+their state and putting out zero (LSTM, GRU and tanh in `cambrian.nn.cells` have one; `cambrian.nn.cells.compiled`
+makes one for any cell). `scan` sorts sequences by length and reverses time before it calls `sweep`, so that finished
+sequences cost nothing.
 
 Shapes: T time, B batch, I input, H output, C context features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +31,8 @@ from torch import Tensor
 from cambrian.errors import ShapeError
 
 State = tuple[Tensor, ...]
-Projected = Tensor | tuple[Tensor, ...]
+Projected = Tensor | tuple["Projected", ...]
+Callback = Callable[[int, Tensor, State], None]
 
 
 class Cell(Protocol):
@@ -53,6 +56,7 @@ def scan(
     reverse: bool = False,
     detach_every: int | None = None,
     fused: bool = True,
+    callback: Callback | None = None,
 ) -> tuple[Tensor, State]:
     """Run `cell` over x [T, B, I]; returns the outputs [T, B, H] and the final state.
 
@@ -60,18 +64,19 @@ def scan(
     the output is zero and no gradient flows. With `reverse` time runs from T-1 to 0 (so a padded sequence is read
     from its own last element, and the final state belongs to time 0), while outputs stay at the positions of their
     inputs. `detach_every` cuts the gradient every so many steps (truncated backpropagation). `fused=False` forces the
-    loop of single steps. Raises `ShapeError` for a wrong rank, or lengths or masks that do not fit.
+    loop of single steps; so does `callback(t, output, state)`, which is called after each of them. Raises `ShapeError`
+    for a wrong rank, or lengths or masks that do not fit.
     """
     _check(x, lengths, mask, detach_every)
     if state is None:
         state = cell.initial(x.shape[1], x)
-    if fused and hasattr(cell, "sweep") and mask is None and detach_every is None:
-        return _sweep(cell, x, state, context, lengths, reverse)
+    if fused and hasattr(cell, "sweep") and mask is None and callback is None:
+        return _sweep(cell, x, state, context, lengths, reverse, detach_every)
     projected = cell.project(x, context)
     if lengths is not None:
         within = torch.arange(x.shape[0], device=x.device)[:, None] < lengths.to(x.device)
         mask = within if mask is None else mask & within
-    return _loop(cell, projected, state, x.shape[0], mask, reverse, detach_every)
+    return _loop(cell, projected, state, x.shape[0], mask, reverse, detach_every, callback)
 
 
 def bidirectional(
@@ -83,8 +88,55 @@ def bidirectional(
     return torch.cat((ahead, back), -1), last, first
 
 
+def chunks(
+    cell: Cell, x: Tensor, size: int, state: State | None = None, **options: Any
+) -> Iterator[tuple[slice, Tensor, State]]:
+    """Truncated backpropagation with the state carried on: (where in time, outputs, state) of `size` steps at a time.
+
+    Each chunk is a graph of its own, so a loss on it can be put through `backward` before the next one is asked for;
+    the state that goes on carries no gradient. `options` are those of `scan`, without `reverse` and `lengths`.
+    """
+    if size < 1:
+        raise ShapeError(f"a chunk must hold at least 1 step, not {size}")
+    for start in range(0, len(x), size):
+        outputs, last = scan(cell, x[start : start + size], state, **options)
+        state = tuple(s.detach() for s in last)
+        yield slice(start, start + len(outputs)), outputs, last
+
+
+def free_run(
+    cell: Cell,
+    first: Tensor,
+    feed: Callable[[Tensor], Tensor],
+    steps: int,
+    state: State | None = None,
+    *,
+    context: Tensor | None = None,
+) -> tuple[Tensor, State]:
+    """Run on the cell's own outputs: it reads `first` [B, I], then `feed(output [B, H])` -> the next input [B, I].
+
+    Returns outputs [steps, B, H] and the final state. Teacher forcing is `scan` over the true inputs.
+    """
+    if first.dim() != 2 or steps < 1:
+        raise ShapeError(f"free_run takes one input [B, I] and at least 1 step, not {tuple(first.shape)} and {steps}")
+    state = cell.initial(len(first), first) if state is None else state
+    x, outputs = first, []
+    for t in range(steps):
+        output, state = cell.step(at(cell.project(x[None], context), 0), state)
+        outputs.append(output)
+        if t + 1 < steps:
+            x = feed(output)
+    return torch.stack(outputs), state
+
+
 def _sweep(
-    cell: Any, x: Tensor, state: State, context: Tensor | None, lengths: Tensor | None, reverse: bool
+    cell: Any,
+    x: Tensor,
+    state: State,
+    context: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    detach_every: int | None,
 ) -> tuple[Tensor, State]:
     active = [x.shape[1]] * x.shape[0]
     back: Tensor | None = None
@@ -97,7 +149,17 @@ def _sweep(
         context = None if context is None else context.index_select(0, order)
     if reverse:
         x, active = x.flip(0), active[::-1]
-    outputs, state = cell.sweep(cell.project(x, context), state, active)
+    projected = cell.project(x, context)
+    if detach_every is None:
+        outputs, state = cell.sweep(projected, state, active)
+    else:
+        pieces = []
+        for start in range(0, len(x), detach_every):
+            part = slice(start, start + detach_every)
+            begin = tuple(s.detach() for s in state) if start else state
+            piece, state = cell.sweep(at(projected, part), begin, active[part])
+            pieces.append(piece)
+        outputs = torch.cat(pieces)
     outputs = outputs.flip(0) if reverse else outputs
     if back is None:
         return outputs, state
@@ -112,6 +174,7 @@ def _loop(
     mask: Tensor | None,
     reverse: bool,
     detach_every: int | None,
+    callback: Callback | None,
 ) -> tuple[Tensor, State]:
     outputs: list[Any] = [None] * steps
     slices = _slices(projected)
@@ -123,6 +186,8 @@ def _loop(
             output = torch.where(_column(mask[t], output), output, output.new_zeros(()))
             new = tuple(torch.where(_column(mask[t], s), s, old) for s, old in zip(new, state, strict=True))
         outputs[t], state = output, new
+        if callback is not None:
+            callback(t, output, state)
     return torch.stack(outputs), state
 
 
@@ -130,7 +195,12 @@ def _slices(projected: Projected) -> list[Any]:
     """Per-step pieces; `unbind` makes one autograd node for all steps where indexing would make T."""
     if isinstance(projected, Tensor):
         return list(projected.unbind(0))
-    return list(zip(*(part.unbind(0) for part in projected), strict=True))
+    return list(zip(*(_slices(part) for part in projected), strict=True))
+
+
+def at(projected: Projected, t: int | slice) -> Projected:
+    """What `project` gave, at step t or over a slice of steps."""
+    return projected[t] if isinstance(projected, Tensor) else tuple(at(part, t) for part in projected)
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:

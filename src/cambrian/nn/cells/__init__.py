@@ -1,37 +1,41 @@
 """Recurrent cells for `cambrian.nn.scan`.
 
-    CELLS["gru"](inputs=64, hidden=128)        by name
-    make_cell("h' = tanh(W @ x + U @ h + b)")  from equations
+    build("gru", inputs=64, hidden=128)                                      by name
+    make_cell("h' = tanh(W @ x + U @ h + b)", inputs=64, hidden=128)         from equations
+    RNN(cell="lstm", inputs=64, hidden=128, layers=2, bidirectional=True)    layers of them
+    compiled(cell, chunk=16), Zoneout(cell), VariationalDropout(cell)        around any of them
 
-Names: `tanh`, `lstm`, `gru` (reset before the product, as published), `gru-after` (as in torch), and others below.
+Names: `tanh`, `lstm` with its options (`lstm-peephole`, `lstm-coupled`) and ablations (`lstm-i`, `lstm-f`, `lstm-o`),
+`gru` (reset before the product, as published), `gru-after` (as in torch), `mut1`, `mut2`, `mut3`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-from cambrian.errors import ConfigError
+from cambrian.nn.cells.compiled import CompiledCell, compiled
+from cambrian.nn.cells.expression import ExpressionCell, make_cell
 from cambrian.nn.cells.gru import GRUCell
+from cambrian.nn.cells.hooks import VariationalDropout, Zoneout
 from cambrian.nn.cells.lstm import LSTMCell
+from cambrian.nn.cells.registry import CELLS, build
 from cambrian.nn.cells.simple import TanhCell
+from cambrian.nn.cells.stack import RNN, detached
+from cambrian.nn.cells.variants import lstm_equations, lstm_variant, mut
 
-__all__ = ["CELLS", "GRUCell", "LSTMCell", "TanhCell", "build"]
-
-CELLS: dict[str, Callable[..., Any]] = {
-    "tanh": TanhCell,
-    "lstm": LSTMCell,
-    "gru": GRUCell,
-    "gru-after": partial(GRUCell, reset="after"),
-}
-
-
-def build(name: str, *, inputs: int, hidden: int, **options: Any) -> Any:
-    """The cell called `name`. Raises `ConfigError` for a name or an option that is not known."""
-    if name not in CELLS:
-        raise ConfigError(f"no cell {name!r}; cells: {', '.join(CELLS)}")
-    try:
-        return CELLS[name](inputs=inputs, hidden=hidden, **options)
-    except TypeError as error:
-        raise ConfigError(f"cell {name!r} does not take {', '.join(options)} ({error})") from None
+__all__ = [
+    "CELLS",
+    "RNN",
+    "CompiledCell",
+    "ExpressionCell",
+    "GRUCell",
+    "LSTMCell",
+    "TanhCell",
+    "VariationalDropout",
+    "Zoneout",
+    "build",
+    "compiled",
+    "detached",
+    "lstm_equations",
+    "lstm_variant",
+    "make_cell",
+    "mut",
+]
