@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from cambrian.data import images, strokes
+from cambrian.data import images, strokes, text_files
 from cambrian.data.source import EMBEDDED, Source, resolve
 from cambrian.data.split import Data
 from cambrian.errors import DataError
 
-LAYOUTS = "images in folders by class, parquet with image and label columns, npz or ndjson strokes"
+LAYOUTS = "images in folders by class, parquet with image and label columns, npz or ndjson strokes, txt"
 
 
 def describe(spec: str | os.PathLike[str], *, size: int | None = None) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def _read(source: Source, size: int | None) -> Data:
         return strokes.load(source)
     if kinds & {".parquet", ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}:
         return images.load(source, size=size)
+    if kinds == {".txt"}:
+        return text_files.load(source)
     raise DataError(f"{path} holds {', '.join(sorted(kinds)[:8])}, which no reader knows; Cambrian reads {LAYOUTS}")
 
 

@@ -67,4 +67,11 @@ EMBEDDED: dict[str, str] = {
     "babi": "short stories with questions",
     "phones": "speech-like sound with known phones, pitch and speaker",
     "springs": "balls joined by hidden springs",
+    "latch": "a marked symbol to be recalled after distractors",
+    "copy": "symbols to be repeated after a pause",
+    "adding": "two marked numbers among many, to be added",
+    "arithmetic": "sums of numbers among distractors, as characters",
+    "xml": "nested tags of random names, as characters",
+    "chorales": "Bach's chorales from music21's corpus, as piano rolls and voices",
+    "stdlib": "the Python standard library's source, as characters",
 }
