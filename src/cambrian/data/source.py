@@ -63,6 +63,7 @@ EMBEDDED: dict[str, str] = {
     "photos": "crops of the photographs that scikit-image and scikit-learn ship",
     "digits": "scikit-learn's 8x8 digits",
     "sketches": "procedural pen drawings",
+    "figures": "one coloured figure on a shaded ground, with sensor noise, 16x16 RGB",
     "sort-of-clevr": "scenes of six objects with questions and answers",
     "babi": "short stories with questions",
     "phones": "speech-like sound with known phones, pitch and speaker",

@@ -152,8 +152,21 @@ class ConvLSTMCell(nn.Module):
         return self.input(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def step(self, projected: Projected, state: State) -> tuple[Tensor, State]:
-        h, c = state
-        g, i, f, o = (projected + self.recurrent(h)).chunk(4, 1)
+        return self.update(projected + self.recurrent(state[0]), state)
+
+    def fused(self, inputs: Tensor, extra: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """One step with the input and the recurrent product as one convolution of [inputs [B, I, ...]; h]; `extra`
+        [B, 4H, ...] joins the gates.
+        """
+        weight = torch.cat((self.input.weight, self.recurrent.weight), 1)
+        both = torch.cat((inputs, state[0]), 1)
+        gates = F.conv2d(both, weight, self.input.bias, padding=self.input.padding)
+        return self.update(gates if extra is None else gates + extra, state)
+
+    def update(self, gates: Tensor, state: State) -> tuple[Tensor, State]:
+        """The output and the new state from gates [B, 4H, height, width] before their nonlinearities."""
+        _, c = state
+        g, i, f, o = gates.chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         return h, (h, c)
