@@ -27,7 +27,7 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {ast.Mult: operator.mul, as
 CONSTANT, FIXED, MOVING = range(3)
 NEXT = "__next"  # how c' is written for Python's parser
 Env = dict[str, Any]
-Line = tuple[str, ast.expr, str]
+Line = tuple[str, ast.expr]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Program:
     """
 
     def __init__(self, text: str) -> None:
-        lines = _read(text)
-        primed = [target.removesuffix(NEXT) for target, _, _ in lines if target.endswith(NEXT)]
+        lines = read_lines(text)
+        primed = [target.removesuffix(NEXT) for target, _ in lines if target.endswith(NEXT)]
         if "h" not in primed:
             raise ConfigError("a cell needs an equation for h', its next state and output")
         if "x" in primed:
@@ -60,7 +60,7 @@ class Program:
         self.biases: set[str] = set()
         self.bare = False
         self._known: dict[str, Term] = {s: Term(_lookup(s), MOVING) for s in self.states}
-        for self._line, (target, node, _) in enumerate(lines, 1):
+        for self._line, (target, node) in enumerate(lines, 1):
             if target in self._known:
                 raise ConfigError(f"line {self._line}: {_shown(target)} is defined twice")
             self._define(target, self._term(node))
@@ -191,8 +191,11 @@ def _summands(node: ast.expr, sign: int) -> list[tuple[int, ast.expr]]:
     return [(sign, node)]
 
 
-def _read(text: str) -> list[Line]:
-    """(target, expression, text) of each equation."""
+def read_lines(text: str) -> list[Line]:
+    """Target and expression of each equation, as Python's syntax trees; a prime is written `NEXT`.
+
+    Raises `ConfigError` naming the line that is no equation.
+    """
     lines = [line.split("#")[0].strip() for line in re.split(r"[\n;]", text)]
     found: list[Line] = []
     for number, line in enumerate((line for line in lines if line), 1):
@@ -204,7 +207,7 @@ def _read(text: str) -> list[Line]:
             raise ConfigError(f"line {number} cannot be read: {line!r} ({type(error).__name__})") from None
         match body:
             case [ast.Assign(targets=[ast.Name(id=target)], value=value)] if target[0].islower() and target[0] != "b":
-                found.append((target, value, line))
+                found.append((target, value))
             case _:
                 raise ConfigError(
                     f"line {number}: write an equation as name = expression, with a small first letter that is not b, "
@@ -213,6 +216,11 @@ def _read(text: str) -> list[Line]:
     if not found:
         raise ConfigError("a cell needs at least the equation of h'")
     return found
+
+
+def write_lines(lines: list[Line]) -> str:
+    """The text of equations that `read_lines` took apart."""
+    return "\n".join(f"{_shown(target)} = {_shown(ast.unparse(node))}" for target, node in lines)
 
 
 def _shown(name: str) -> str:

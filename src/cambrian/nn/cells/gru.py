@@ -51,6 +51,12 @@ class GRUCell(GatedCell):
 
     def step(self, projected: Projected, state: State) -> tuple[Tensor, State]:
         """One step of gate inputs [B, 3H] from (h,)."""
+        gates = self.values(projected, state)
+        h = torch.lerp(state[0], gates["n"], gates["z"])
+        return h, (h,)
+
+    def values(self, projected: Projected, state: State) -> dict[str, Tensor]:
+        """Gates and candidate [B, H] of one step, by name: to look into the cell."""
         assert isinstance(projected, Tensor)
         (h,), hidden = state, self.hidden
         x_gates, x_new = projected[:, : 2 * hidden], projected[:, 2 * hidden :]
@@ -61,8 +67,7 @@ class GRUCell(GatedCell):
             product = h @ self.recurrent.t()
             r, z = (x_gates + product[:, : 2 * hidden]).sigmoid().chunk(2, 1)
             n = torch.addcmul(x_new, r, product[:, 2 * hidden :] + self.inner_bias).tanh()
-        h = torch.lerp(h, n, z)
-        return h, (h,)
+        return {"r": r, "z": z, "n": n}
 
     def sweep(self, projected: Projected, state: State, active: list[int]) -> tuple[Tensor, State]:
         """The whole loop as one autograd node; `active[t]` sequences, the first rows, run at step t."""

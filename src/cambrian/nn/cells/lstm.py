@@ -62,6 +62,12 @@ class LSTMCell(GatedCell):
         h = o * c.tanh()
         return h, (h, c)
 
+    def values(self, projected: Projected, state: State) -> dict[str, Tensor]:
+        """Gates [B, H] of one step, by name: to look into the cell."""
+        gates = torch.addmm(parts(projected)[0], state[0], self.recurrent.t())
+        g, i, f, o = gates.chunk(4, 1)
+        return {"g": g.tanh(), "i": i.sigmoid(), "f": f.sigmoid(), "o": o.sigmoid()}
+
     def sweep(self, projected: Projected, state: State, active: list[int]) -> tuple[Tensor, State]:
         """The whole loop as one autograd node, see `_Sweep`; `active[t]` sequences, the first rows, run at step t."""
         gates, masks = parts(projected)

@@ -27,6 +27,10 @@ class TanhCell(GatedCell):
         h = torch.addmm(projected, state[0], self.recurrent.t()).tanh()
         return h, (h,)
 
+    def values(self, projected: Projected, state: State) -> dict[str, Tensor]:
+        """The new h [B, H]: to look into the cell."""
+        return {"h": self.step(projected, state)[0]}
+
     def sweep(self, projected: Projected, state: State, active: list[int]) -> tuple[Tensor, State]:
         """The whole loop as one autograd node; `active[t]` sequences, the first rows, run at step t."""
         outputs, h = _Sweep.apply(projected, state[0], self.recurrent, active)
