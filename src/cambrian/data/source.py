@@ -67,6 +67,8 @@ EMBEDDED: dict[str, str] = {
     "sort-of-clevr": "scenes of six objects with questions and answers",
     "babi": "short stories with questions",
     "phones": "speech-like sound with known phones, pitch and speaker",
+    "ssm": "linear-Gaussian series with an exact likelihood",
+    "point-sets": "points in the unit square, for hulls, triangulations and tours",
     "springs": "balls joined by hidden springs",
     "latch": "a marked symbol to be recalled after distractors",
     "copy": "symbols to be repeated after a pause",

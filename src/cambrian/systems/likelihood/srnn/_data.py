@@ -51,7 +51,7 @@ def load(source: Source, reading: Reading) -> Data:
 
 
 def _is_music(path: Path) -> bool:
-    return path.is_dir() and any(p.suffix.lower() in MUSIC for p in path.rglob("*"))
+    return path.is_dir() and any(p.suffix.lower() in music_files.SUFFIXES for p in path.rglob("*"))
 
 
 def _keys(data: Data) -> Data:
