@@ -19,7 +19,7 @@ from cambrian.systems.likelihood.vae._nets import decoder_for, encoder_for, glor
 from cambrian.systems.likelihood.vae._pixels import Pixels
 
 LOGVAR = 12.0  # bound of the posterior's log variances: a far-off encoder must not overflow exp
-CHUNK = 1 << 20  # numbers of the decoder's output that evaluation holds at once
+CHUNK = 1 << 17  # numbers of the decoder's output that evaluation holds at once: a chunk fits the cache
 
 
 @dataclass(frozen=True)
