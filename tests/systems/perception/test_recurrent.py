@@ -13,7 +13,7 @@ from cambrian.data.split import Data
 from cambrian.engine.loop import Loop, evaluate, fit
 from cambrian.engine.samples import Curves, Gallery, Images, Table, Texts
 from cambrian.errors import CapabilityError, ConfigError, ShapeError
-from cambrian.systems.perception.recurrent import _look, _search, _tasks
+from cambrian.systems.perception.recurrent import _look, _play, _search, _tasks
 from cambrian.systems.perception.recurrent.model import (
     SequenceModel,
     class_loss,
@@ -310,6 +310,19 @@ def test_samples_of_every_kind() -> None:
     rolls = run(music()).sample(2, generator)
     assert isinstance(rolls, Images)
     assert rolls.tensor.shape == (2, 1, 88, 64)
+
+
+def test_music_is_heard_at_its_pitches() -> None:
+    roll = torch.zeros(4, 88)
+    roll[:2, 48] = roll[2:, 60] = 1  # a' = 440 Hz, then the octave above
+    wave = _play.render(roll, rate=4000, seconds=0.25)
+    assert wave.shape == (4000,)
+    assert float(wave.abs().max()) <= 0.81
+    for half, pitch in ((wave[:2000], 440), (wave[2000:], 880)):
+        assert abs(int(torch.fft.rfft(half).abs().argmax()) * 2 - pitch) <= 2
+    assert run(music()).listen(n=2, steps=3).waves.shape == (2, 3 * 3200)
+    with pytest.raises(CapabilityError, match="music"):
+        run("latch").listen()
 
 
 def test_generation_agrees_with_teacher_forcing() -> None:

@@ -29,7 +29,7 @@ def gate_values(model: SequenceModel, x: Tensor, lengths: Tensor | None) -> dict
     for t in range(len(inputs)):
         rows = torch.ones(inputs.shape[1], dtype=torch.bool) if lengths is None else t < lengths
         for name, value in cell.values(at(projected, t), state).items():
-            if isinstance(value, Tensor) and value.shape == state[0].shape and name.isidentifier():
+            if isinstance(value, Tensor) and value.shape == state[0].shape and name.isidentifier() and "__" not in name:
                 found.setdefault(name, []).append(value[rows.to(value.device)].flatten())
         _, state = cell.step(at(projected, t), state)
     pooled = {name: torch.cat(values) for name, values in found.items()}

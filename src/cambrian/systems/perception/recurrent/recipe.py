@@ -16,9 +16,10 @@ from cambrian.engine.claims import Arm, Claim
 from cambrian.engine.config import config, option
 from cambrian.engine.recipe import Recipe, action, recipe
 from cambrian.engine.samples import Curves, Gallery, Images, Sample, Table, Texts
+from cambrian.engine.sounds import Audio
 from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.nn.cells import detached
-from cambrian.systems.perception.recurrent import _look, _search, _tasks
+from cambrian.systems.perception.recurrent import _look, _play, _search, _tasks
 from cambrian.systems.perception.recurrent.model import (
     SequenceModel,
     class_loss,
@@ -113,7 +114,7 @@ class RecurrentRecipe(Recipe[Config]):
     presets = {
         "smoke": Config(steps=100, length=6),
         "laptop": Config(steps=8000, batch=64, until=0.97),
-        "paper": Config(steps=200_000, batch=64, hidden=256, layers=1, length=8),
+        "paper": Config(steps=200_000, batch=20, hidden=256),
     }
     claims = (CLAIM,)
     headline = ("loss", "lower")
@@ -309,6 +310,15 @@ class RecurrentRecipe(Recipe[Config]):
             raise CapabilityError(f"complete continues text, but this run was trained on {self.data.name}")
         generator = torch.Generator().manual_seed(seed)
         return Texts(self._written([prompt or "\n"] * n, characters, temperature, generator))
+
+    @action
+    def listen(self, n: int = 2, steps: int = 48, seed: int = 0) -> Audio:
+        """Music from silence, as sound; a run on music."""
+        if self.task != "keys":
+            raise CapabilityError(f"listen plays music, but this run was trained on {self.data.name}")
+        self.model.eval()
+        rolls = self._played(n, steps, torch.Generator().manual_seed(seed))
+        return Audio(torch.stack([_play.render(roll) for roll in rolls.unbind(1)]), 8000)
 
     @action
     def gates(self, n: int = 16) -> Gallery:
