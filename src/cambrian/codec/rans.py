@@ -46,6 +46,7 @@ class Stack:
             words, last = words[: len(words) - lanes], words[len(words) - lanes :]
             self.heads |= last.astype(np.uint64) >> np.uint64(1)
         self._words, self._count = words, len(words)
+        self._lowest = len(words)
 
     # -- one symbol a lane -------------------------------------------------------------------------------------------
 
@@ -138,6 +139,13 @@ class Stack:
         """Whether both hold the same: after decoding, that the seed words came back."""
         return np.array_equal(self.heads, other.heads) and np.array_equal(self.words, other.words)
 
+    def trim(self) -> int:
+        """Drop the seed words that were never read, and say how many they were."""
+        unread = min(self._lowest, self._count)
+        self._words, self._count = self._words[unread : self._count].copy(), self._count - unread
+        self._lowest = 0
+        return unread
+
     def bits(self) -> int:
         """Size of `to_bytes()` in bits."""
         return 8 * len(self.to_bytes())
@@ -152,6 +160,7 @@ class Stack:
         """An independent stack with the same content."""
         other = Stack(self.lanes, self.precision)
         other.heads, other._words, other._count = self.heads.copy(), self.words, self._count
+        other._lowest = self._lowest
         return other
 
     def to_bytes(self) -> bytes:
@@ -177,7 +186,8 @@ class Stack:
         if words < 0:
             raise DataError(f"coded data of {lanes} lanes is truncated at {len(data)} bytes")
         found = cls(lanes, precision)
-        found._words, found._count = np.frombuffer(body, "<u4", words).astype(np.uint32), words
+        found._words = np.frombuffer(body, "<u4", words).astype(np.uint32)
+        found._count = found._lowest = words
         found.heads = np.frombuffer(body, "<u8", lanes, 4 * words).astype(np.uint64)
         if ((found.heads < LOW) | (found.heads >= LOW << WORD_BITS)).any():
             raise DataError("coded data holds a number outside its interval; it is damaged")
@@ -196,6 +206,7 @@ class Stack:
         if count > self._count:
             raise DataError("the coded data ends too early: it is damaged, or was given too few seed words")
         self._count -= count
+        self._lowest = min(self._lowest, self._count)
         return self._words[self._count : self._count + count].astype(np.uint64)
 
     def _intervals(self, start: Any, freq: Any, bits: int) -> tuple[np.ndarray, np.ndarray]:

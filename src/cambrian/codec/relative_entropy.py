@@ -56,11 +56,14 @@ def divergence(q: Normal, p: Normal) -> float:
     return float(terms.sum()) / math.log(2)
 
 
-@dataclass
 class Classes:
-    """Adaptive frequencies of the classes 0..MOST and HALVED; both sides count along."""
+    """Adaptive frequencies of the classes 0..MOST and HALVED; both sides count along. At first the classes near that of
+    a block of `expected` bits are the likely ones.
+    """
 
-    counts: np.ndarray = field(default_factory=lambda: np.full(HALVED + 1, 0.2))
+    def __init__(self, expected: float) -> None:
+        distance = np.abs(np.arange(HALVED + 1) - (expected + 2.5))
+        self.counts = 2.0 * np.exp(-distance / 1.5) + 0.02
 
     def cumulative(self) -> np.ndarray:
         return frequencies.cumulative(self.counts, CLASS_BITS)
@@ -73,38 +76,40 @@ class Classes:
 
 @dataclass
 class Sender:
-    """Codes blocks one after the other; `marks` are positions in the list of symbols that a caller noted."""
+    """Codes blocks one after the other; the draws come from `rng`, which the receiver does not need."""
 
     rng: np.random.Generator
     classes: dict[int, Classes] = field(default_factory=dict[int, Classes])
     symbols: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])  # start, frequency, bits
 
-    def send(self, q: Normal, p: Normal, key: tuple[int, int], context: int = 0) -> np.ndarray:
-        """A draw from q in units of p, float64 [D]: (z - mean) / std. `context` chooses the adaptive model of c."""
+    def send(self, q: Normal, p: Normal, key: tuple[int, int], context: int = 0, expected: float = 10.0) -> np.ndarray:
+        """A draw from q in units of p, float64 [D]: (z - mean) / std. `context` chooses the adaptive model of c,
+        `expected` bits where it starts.
+        """
         if not (q[0].shape == q[1].shape == p[0].shape == p[1].shape) or q[0].ndim != 1 or not len(q[0]):
             raise ShapeError(f"a block needs four equal vectors, not {[a.shape for a in (*q, *p)]}")
         bits = divergence(q, p)
         if not math.isfinite(bits):
             raise DataError("a block's divergence is not finite; the model's outputs are broken")
         if bits > SPLIT and len(q[0]) > 1:
-            self._class(HALVED, context)
+            self._class(HALVED, context, expected)
             half = len(q[0]) // 2
             parts = []
             for part, name in ((slice(0, half), 1), (slice(half, None), 2)):
                 mine = (q[0][part], q[1][part]), (p[0][part], p[1][part])
-                parts.append(self.send(*mine, child(key, name), context))
+                parts.append(self.send(*mine, child(key, name), context, expected))
             return np.concatenate(parts)
         width = 0 if bits < NOTHING else min(math.ceil(bits) + 2, MOST)
         drawn = candidates(key, 0, 1 << width, len(q[0]))
         weights = log_weights(drawn, q, p)
         index = int((weights + self.rng.gumbel(size=len(weights))).argmax())
-        self._class(width, context)
+        self._class(width, context, expected)
         if width:
             self.symbols.append((index, 1, width))
         return drawn[index].astype(np.float64)
 
-    def _class(self, symbol: int, context: int) -> None:
-        model = self.classes.setdefault(context, Classes())
+    def _class(self, symbol: int, context: int, expected: float) -> None:
+        model = self.classes.setdefault(context, Classes(expected))
         table = model.cumulative()
         self.symbols.append((int(table[symbol]), int(table[symbol + 1] - table[symbol]), CLASS_BITS))
         model.seen(symbol)
@@ -117,16 +122,16 @@ class Receiver:
     stack: Stack
     classes: dict[int, Classes] = field(default_factory=dict[int, Classes])
 
-    def receive(self, size: int, key: tuple[int, int], context: int = 0) -> np.ndarray:
+    def receive(self, size: int, key: tuple[int, int], context: int = 0, expected: float = 10.0) -> np.ndarray:
         """The draw that the sender chose, float64 [D]. Raises `DataError` when the stream ends or cannot be right."""
-        model = self.classes.setdefault(context, Classes())
+        model = self.classes.setdefault(context, Classes(expected))
         symbol = int(self.stack.pop_symbols(1, model.cumulative(), CLASS_BITS)[0])
         model.seen(symbol)
         if symbol == HALVED:
             if size < 2:
                 raise DataError("the stream halves a single latent; the data is damaged or the model another one")
             half = size // 2
-            parts = [self.receive(half, child(key, 1), context), self.receive(size - half, child(key, 2), context)]
+            parts = [self.receive(n, child(key, name), context, expected) for n, name in ((half, 1), (size - half, 2))]
             return np.concatenate(parts)
         index = 0
         if symbol:
