@@ -69,6 +69,7 @@ EMBEDDED: dict[str, str] = {
     "phones": "speech-like sound with known phones, pitch and speaker",
     "ssm": "linear-Gaussian series with an exact likelihood",
     "point-sets": "points in the unit square, for hulls, triangulations and tours",
+    "addition": "sums of two numbers, read and written a digit at a time",
     "springs": "balls joined by hidden springs",
     "latch": "a marked symbol to be recalled after distractors",
     "copy": "symbols to be repeated after a pause",
