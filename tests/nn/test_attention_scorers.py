@@ -7,7 +7,7 @@ from cambrian.errors import ShapeError
 from cambrian.nn.attention.scorers import Additive, Bilinear, Dot
 
 SCORERS = {
-    "additive": lambda: Additive(query=4, key=4, size=5, chunk=2),
+    "additive": lambda: Additive(query=4, key=4, size=5, budget=60),
     "dot": lambda: Dot(size=4),
     "scaled": lambda: Dot(size=4, scaled=True),
     "bilinear": lambda: Bilinear(query=4, key=4),

@@ -68,21 +68,22 @@ class Scorer(nn.Module):
 
 
 class Additive(Scorer):
-    """v' tanh(W_k k + W_q q). Whole sequences of queries are scored a chunk of `chunk` queries at a time, so that the
-    [B, M, S, A] tensor never grows beyond it."""
+    """v' tanh(W_k k + W_q q). Sequences of queries are scored a few at a time, as many as keep [B, m, S, A] within `budget`
+    elements (default: what a CPU's cache holds, or a share of a GPU's memory), so that it never grows with M."""
 
-    def __init__(self, *, query: int, key: int, size: int, chunk: int = 32) -> None:
+    def __init__(self, *, query: int, key: int, size: int, budget: int | None = None) -> None:
         super().__init__(query=query, key=key)
         self.from_key = nn.Linear(key, size, bias=False)
         self.from_query = nn.Linear(query, size, bias=False)
         self.v = nn.Linear(size, 1, bias=False)
-        self.chunk = chunk
+        self.budget = budget
 
     def prepare(self, keys: Tensor) -> Tensor:
         return self.from_key(keys)
 
     def compare(self, query: Tensor, prepared: Tensor) -> Tensor:
-        parts = self.from_query(query).split(self.chunk, 1)
+        budget = self.budget or (1 << 26 if query.is_cuda else 1 << 19)
+        parts = self.from_query(query).split(max(1, budget // prepared.numel()), 1)
         return torch.cat([self.v(torch.tanh(prepared[:, None] + part[:, :, None]))[..., 0] for part in parts], 1)
 
 

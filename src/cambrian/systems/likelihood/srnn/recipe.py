@@ -27,7 +27,7 @@ from cambrian.systems.likelihood.srnn.model import SRNN
 class Config:
     """Options of srnn."""
 
-    steps: int = option(500, "training steps", low=1)
+    steps: int = option(1500, "training steps", low=1)
     batch: int = option(32, "sequences per step", low=1)
     model: str = option("srnn", "what is trained", choices=("srnn", "vrnn", "storn", "rnn"))
     inference: str = option(
@@ -46,10 +46,10 @@ class Config:
     inference_hidden: int = option(64, "A, state of the inference network", low=1)
     embed: int = option(64, "E, embedding of a frame", low=1)
     width: int = option(64, "units of the hidden layers", low=1)
-    lr: float = option(1e-3, "Adam's learning rate", low=0.0)
+    lr: float = option(5e-3, "Adam's learning rate", low=0.0)
     clip: float = option(100.0, "norm to which gradients are clipped", low=0.0)
-    kl_start: float = option(0.2, "weight of the divergence at the first step", low=0.0, high=1.0)
-    kl_share: float = option(0.3, "share of the steps after which that weight is 1", low=0.0, high=1.0)
+    kl_start: float = option(0.01, "weight of the divergence at the first step", low=0.0, high=1.0)
+    kl_share: float = option(0.5, "share of the steps after which that weight is 1", low=0.0, high=1.0)
     chunk: int = option(40, "frames through which gradients flow; state is carried from chunk to chunk", low=1)
     rate: int = option(4000, "Hz at which sound is read", low=2000)
     frame: int = option(40, "samples of a frame", low=1)
@@ -99,7 +99,7 @@ class SRNNRecipe(Recipe[Config]):
         "laptop": Config(),
         "paper": Config(
             steps=100_000, batch=64, latent=256, hidden=1024, inference_hidden=1024, embed=512, width=512, rate=16000,
-            frame=200, seconds=3.0, clips=20_000, clip=3000.0,
+            frame=200, seconds=3.0, clips=20_000, clip=3000.0, lr=1e-3, kl_start=0.0,
         ),
     }  # fmt: skip
     claims = (CLAIM,)
