@@ -49,20 +49,22 @@ def gates(model: SequenceModel, x: Tensor, lengths: Tensor | None) -> Gallery:
 
 
 def gradient_norms(model: SequenceModel, x: Tensor, y: Tensor, task: str) -> Tensor:
-    """|dL / dh_t| [T] of the loss at the last step alone, as root mean square over sequences, for the first layer."""
+    """|dL / ds_t| [states, T] of the loss at the last step alone, as root mean square over sequences.
+
+    `s` are the states of the first layer after step t: h, and c where there is one.
+    """
     cell = model.rnn.cells[0]
     with torch.enable_grad():
         seen: list[Tensor] = []
         inputs = model.read(x)
         start = tuple(s.requires_grad_() for s in cell.initial(inputs.shape[1], inputs))
-        h, _ = scan(cell, inputs, start, callback=lambda t, output, state: seen.append(state[0]))
-        for other in list(model.rnn.cells)[model.rnn.directions :: model.rnn.directions]:
+        h, _ = scan(cell, inputs, start, callback=lambda t, output, state: seen.extend(state))
+        for other in list(model.rnn.cells)[1:]:
             h, _ = scan(other, h)
-        outputs = model.head(h[-1:])
-        loss = last_loss(outputs, y, task)
+        loss = last_loss(model.head(h[-1:]), y, task)
         found = torch.autograd.grad(loss, seen, allow_unused=True)
-    norms = [g.square().sum(1).mean().sqrt() if g is not None else loss.new_zeros(()) for g in found]
-    return torch.stack(norms).detach()
+    norms = [loss.new_zeros(()) if g is None else g.square().sum(1).mean().sqrt() for g in found]
+    return torch.stack(norms).detach().unflatten(0, (len(x), len(start))).t()
 
 
 def last_loss(outputs: Tensor, y: Tensor, task: str) -> Tensor:
@@ -75,8 +77,10 @@ def last_loss(outputs: Tensor, y: Tensor, task: str) -> Tensor:
 
 
 def gradients(model: SequenceModel, x: Tensor, y: Tensor, task: str, lags: int) -> Curves:
-    """log10 of `gradient_norms` by lag, 0 = the last step."""
+    """log10 of `gradient_norms` by lag, 0 = the last step. Raises `CapabilityError` for a bidirectional network."""
     if model.rnn.directions == 2:
         raise CapabilityError("the lag of a bidirectional network is not defined")
-    norms = gradient_norms(model, x, y, task).flip(0)[:lags]
-    return Curves({"h": (list(range(len(norms))), norms.clamp(min=1e-30).log10().tolist())}, x="lag", y="log10 |dL/dh|")
+    norms = gradient_norms(model, x, y, task).flip(1)[:, :lags].clamp(min=1e-30).log10()
+    names = ("h", "c", *(f"state {i}" for i in range(2, len(norms))))
+    lines = {name: (list(range(len(row))), row.tolist()) for name, row in zip(names, norms, strict=False)}
+    return Curves(lines, x="lag", y="log10 |dL/dstate|")

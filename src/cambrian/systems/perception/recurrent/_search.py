@@ -166,7 +166,8 @@ def trained(
     config = dataclasses.replace(run.config, **changes)
     data = type(run).load_data(config, Source("world", task)) if task else run.data
     loop = Loop(type(run)(config, data=data, seed=seed, device=run.device))
-    fit(loop, updates)
+    with torch.enable_grad():  # actions run without
+        fit(loop, updates)
     return evaluate(loop.recipe, "valid")
 
 
