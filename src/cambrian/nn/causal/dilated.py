@@ -61,7 +61,9 @@ class DilatedConv(nn.Module):
     def __init__(self, *, inputs: int, outputs: int, kernel: int = 2, dilation: int = 1, bias: bool = True) -> None:
         super().__init__()
         if min(inputs, outputs, kernel, dilation) < 1:
-            raise ConfigError(f"sizes must be at least 1, not {inputs}, {outputs}, kernel {kernel}, dilation {dilation}")
+            raise ConfigError(
+                f"sizes must be at least 1, not {inputs}, {outputs}, kernel {kernel}, dilation {dilation}"
+            )
         self.kernel, self.dilation = kernel, dilation
         self.span = (kernel - 1) * dilation
         bound = 1 / math.sqrt(inputs * kernel)  # torch's own range for convolutions

@@ -77,7 +77,9 @@ class Actions:
         of the pitch asked for and made, and, with the next speaker and that speaker's pitch, the median pitch made.
         """
         if not (self.layout.pitch and self.layout.speakers):
-            raise CapabilityError("this run is not told pitch and speaker; train with condition=all on data that has them")
+            raise CapabilityError(
+                "this run is not told pitch and speaker; train with condition=all on data that has them"
+            )
         batch = self._clips(n)
         medians = _request.median_pitch(self.data)
         other = (batch["speaker"] + 1) % self.layout.speakers
@@ -99,7 +101,9 @@ class Actions:
         prime = mulaw.encode(batch["audio"][:, :given], self.config.classes)
         generator = torch.Generator().manual_seed(seed)
         waves = self._generate(batch, generator, samples=self._width() - given, prime=prime)
-        return Audio(torch.cat((self._decode(prime), waves), 1), self._rate(), [f"given {keep:g} s/s, {i}" for i in range(n)])
+        return Audio(
+            torch.cat((self._decode(prime), waves), 1), self._rate(), [f"given {keep:g} s/s, {i}" for i in range(n)]
+        )
 
     @action
     def inpaint(self, clip: int = 0, start: float = 0.5, seconds: float = 0.05, candidates: int = 16, seed: int = 0) -> Gallery:  # fmt: skip
@@ -126,7 +130,9 @@ class Actions:
         hole = wave[0].clone()
         hole[a:b] = 0
         waves = torch.stack((wave[0], hole, self._decode(whole)[best]))
-        table = Table(["draw", "bits a sample after the gap"], [[i, float(c)] for i, c in enumerate(cost.sort().values)])
+        table = Table(
+            ["draw", "bits a sample after the gap"], [[i, float(c)] for i, c in enumerate(cost.sort().values)]
+        )
         return Gallery({"sound": Audio(waves.cpu(), rate, ["real", "gap", "filled"]), "draws": table})
 
     @action
@@ -137,13 +143,17 @@ class Actions:
         g, y = self.layout.features(batch)
         model = self._wavenet()
         if idx.shape[1] <= model.receptive_field():
-            raise DataError(f"{file or clip}: {idx.shape[1]} samples where more than {model.receptive_field()} are needed")
+            raise DataError(
+                f"{file or clip}: {idx.shape[1]} samples where more than {model.receptive_field()} are needed"
+            )
         with torch.no_grad():
             bits = model.bits(idx, g, y)[0].cpu()
         window = max(1, self._rate() // 50)
         means = [float(part.mean()) for part in bits.split(window)]
         times = [(model.receptive_field() + (i + 0.5) * window) / self._rate() for i in range(len(means))]
-        table = Table(["samples", "bits a sample", "perplexity"], [[len(bits), float(bits.mean()), float(2 ** bits.mean())]])
+        table = Table(
+            ["samples", "bits a sample", "perplexity"], [[len(bits), float(bits.mean()), float(2 ** bits.mean())]]
+        )
         return Gallery({"total": table, "curve": Curves({"bits": (times, means)}, x="s", y="bits a sample")})
 
     @action
@@ -229,7 +239,9 @@ class Actions:
             batch = {name: t[clip : clip + 1] for name, t in self._clips(clip + 1).items()}
             return batch["audio"][:, : int(batch["length"][0])], batch
         if told and (self.layout.clip_dim or self.layout.frame_dim):
-            raise CapabilityError("this run is told more than a sound file says; train with condition=none to score files")
+            raise CapabilityError(
+                "this run is told more than a sound file says; train with condition=none to score files"
+            )
         wave, _ = read(Path(file), self._rate(), resample=True)
         return wave[None].to(self.device), {}
 

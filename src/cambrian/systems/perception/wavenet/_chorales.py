@@ -51,7 +51,9 @@ def render(voices: Tensor, rate: int) -> Tensor:
     struck[:, 1:] = voices[:, 1:] != voices[:, :-1]
     index = torch.arange(voices.shape[1])[:, None].expand_as(voices)
     since = index - torch.where(struck, index, 0).cummax(1).values
-    age = (since[:, :, None] * hop + torch.arange(hop)[:, None]).flatten(1, 2) / rate  # seconds since the onset [N, T, V]
+    age = (since[:, :, None] * hop + torch.arange(hop)[:, None]).flatten(
+        1, 2
+    ) / rate  # seconds since the onset [N, T, V]
     hertz = (440 * 2 ** ((voices.double() - 69) / 12)).repeat_interleave(hop, 1)
     phase = 2 * math.pi * (hertz / rate).cumsum(1)
     envelope = (age / 0.01).clamp(max=1) * torch.exp(-age / 0.8) * (voices > 0).repeat_interleave(hop, 1)

@@ -34,7 +34,9 @@ def utterance(
     if layout.tags:
         batch["tags"] = example["tags"][:1]
     if layout.phones:
-        batch["phone"] = _spread(phones, data.info["phones"], frames) if phones else _tiled(example["phone"][:1], frames)
+        batch["phone"] = (
+            _spread(phones, data.info["phones"], frames) if phones else _tiled(example["phone"][:1], frames)
+        )
     if layout.pitch:
         heard = _contour(Path(contour), frames) if contour else torch.full((1, frames), pitch or _usual(example, batch))
         voiced = _voiced(example, batch["phone"]) if layout.phones else torch.ones_like(heard, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -55,9 +56,7 @@ class WaveNet(nn.Module, Pretrained):
         )
         self.contexts = nn.ModuleList(ContextStack(classes=classes, layers=n, width=w, pool=p) for n, w, p in contexts)
         told = (local_channels if local_dim else 0) + sum(int(w) for _, w, _ in contexts)
-        self.upsample = (
-            Upsample(inputs=local_dim, outputs=local_channels, stride=local_stride) if local_dim else None
-        )
+        self.upsample = Upsample(inputs=local_dim, outputs=local_channels, stride=local_stride) if local_dim else None
         self.local_in = nn.Linear(told, len(self.layers) * 2 * gate, bias=False) if told else None
         self.global_in = nn.Linear(global_dim, len(self.layers) * 2 * gate, bias=False) if global_dim else None
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(skip, skip), nn.ReLU(), nn.Linear(skip, classes))
@@ -241,7 +240,7 @@ class WaveNetRecognizer(nn.Module, Pretrained):
             classes=classes, residual=residual, skip=skip, blocks=blocks, layers=layers, dilated=dilated
         )
         sizes = [skip, *[channels] * depth]
-        convs = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Conv1d(a, b, 3, padding=1), nn.ReLU())]
+        convs = [m for a, b in itertools.pairwise(sizes) for m in (nn.Conv1d(a, b, 3, padding=1), nn.ReLU())]
         self.reader = nn.Sequential(nn.ReLU(), *convs, nn.Conv1d(sizes[-1], phones, 1))
 
     def forward(self, idx: Tensor) -> tuple[Tensor, Tensor]:

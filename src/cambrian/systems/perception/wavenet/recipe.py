@@ -66,7 +66,9 @@ class WaveNetRecipe(Actions, Recipe[Config]):
                  "layers": config.layers, "dilated": config.dilated}  # fmt: skip
         if config.task == "recognise":
             if not data.info.get("phones"):
-                raise DataError(f"{data.name} names no phones to recognise; give a .lab file for each sound in meta.csv")
+                raise DataError(
+                    f"{data.name} names no phones to recognise; give a .lab file for each sound in meta.csv"
+                )
             return WaveNetRecognizer(phones=len(data.info["phones"]), frame=self.layout.hop, **sizes)
         return WaveNet(
             **sizes, kernel=config.kernel, inputs=config.inputs, global_dim=self.layout.clip_dim,
