@@ -93,7 +93,8 @@ def search(run: RecurrentRecipe, candidates: int, updates: int, seed: int) -> Ta
         raise ConfigError(f"search needs at least 1 candidate and 1 update, not {candidates} and {updates}")
     generator = torch.Generator().manual_seed(seed)
     pool: list[tuple[float, str, str]] = []
-    for name, text in (("gru", GRU), ("lstm", lstm_equations())):
+    biased = lstm_equations().replace("+ bf)", "+ bf + 1)")  # a start that remembers
+    for name, text in (("gru", GRU), ("lstm", biased)):
         pool.append((score(run, text, updates, seed), name, write_lines(read_lines(text))))
     dropped = {"no cell": 0, "no memory": 0, "diverged": 0}
     for i in range(candidates):
