@@ -44,6 +44,15 @@ def test_each_feature_of_a_masked_step_sees_those_before_it() -> None:
     assert jacobian.tril().ne(0).sum() == 10
 
 
+def test_a_planar_flow_that_is_told_little_changes_little() -> None:
+    planar = flow_for("planar", latent=3, layers=4)
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    context = 1e-3 * torch.randn(5, planar.context, generator=torch.Generator().manual_seed(1))
+    bent, log_det = planar(z, context)
+    torch.testing.assert_close(bent, z, atol=1e-4, rtol=0)
+    torch.testing.assert_close(log_det, torch.zeros(5), atol=1e-4, rtol=0)
+
+
 def test_none_and_unknown_flows() -> None:
     assert flow_for("none", latent=2, layers=3) is None
     with pytest.raises(ConfigError, match="planar"):

@@ -365,7 +365,7 @@ def test_bad_input_is_a_typed_error() -> None:
     with pytest.raises(CapabilityError, match="recogniser"):
         told.classify(x)
     for settings in ({"second": 2, "flow": "iaf"}, {"learned_prior": True}, {"encoder": "rnn"}, {"likelihood": "poisson"},
-                     {"likelihood": "dmol"}, {"activation": "sine"}, {"recogniser": True}):  # fmt: skip
+                     {"activation": "sine"}, {"recogniser": True}):  # fmt: skip
         with pytest.raises(ConfigError):
             VAE(**{**TINY, **settings})
     bent = VAE(**TINY, flow="planar")

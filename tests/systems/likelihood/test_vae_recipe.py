@@ -95,6 +95,8 @@ def test_worlds_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="glyphs"):
         VAERecipe.load_data(config, Source("world", "ring8"))
     assert VAERecipe.load_data(config, Source("world", "digits")).info["shape"] == (1, 8, 8)
+    faces = VAERecipe.load_data(Config(**SMALL, likelihood="logistic", size=16), Source("world", "faces"))
+    assert recipe(faces, likelihood="logistic").model.shape == (3, 16, 16)
     draw = np.random.default_rng(0)
     for i in range(20):
         Image.fromarray(draw.integers(0, 255, (12, 15, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
@@ -134,7 +136,7 @@ def test_uniform_weights_undo_importance_weighting(data: Data) -> None:
     ids=str,
 )  # fmt: skip
 def test_every_variant_learns(data: Data, options: dict[str, object]) -> None:
-    run = recipe(data, **options, lr=1e-3)
+    run = recipe(data, **options, lr=3e-3)
     before = evaluate(run)
     for run.iteration in range(SMALL["steps"]):
         scalars = run.step(batch_of(data))
@@ -234,7 +236,10 @@ def images(sample: Sample) -> Tensor:
 )
 def test_actions(data: Data, options: dict[str, object], tmp_path: Path) -> None:
     run = trained(data, **options)
-    assert images(run.sample(6, torch.Generator().manual_seed(0))).shape == (6, 1, 16, 16)
+    shown = run.sample(6, torch.Generator().manual_seed(0))
+    assert isinstance(shown, Gallery)
+    assert images(shown.items["samples"]).shape == (6, 1, 16, 16)
+    assert ("classes" in shown.items) == bool(options.get("model"))
     assert isinstance(run.gallery(n=4), Gallery)
     assert len(images(run.reconstruct(n=4))) == 8
     assert len(images(run.interpolate(rows=2, n=3))) == 10
@@ -274,3 +279,4 @@ def test_a_users_picture_is_reconstructed(data: Data, tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="plane"):
         flat.manifold()
     assert isinstance(flat.aggregate(), Plot)
+    assert "manifold" in trained(data, latent=2).sample(2, torch.Generator().manual_seed(0)).items

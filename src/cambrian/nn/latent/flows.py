@@ -7,6 +7,8 @@ Shapes: `...` any batch shape (K samples, B batch), Z latent features, H context
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,12 +16,14 @@ from torch.nn import functional as F
 from cambrian.errors import ConfigError
 
 FLOWS = ("none", "planar", "iaf")
+SHIFT = math.log(math.e - 1.0)  # where the softplus is 1
 
 
 class PlanarFlow(nn.Module):
     """z' = z + u tanh(w z + b), `layers` times (Rezende & Mohamed 2015, equation 10); u, w and b come from the context.
 
-    u is moved along w so that w u > -1, which keeps each map invertible (their appendix A.1).
+    u is moved along w so that w u > -1, which keeps each map invertible (their appendix A.1). Their softplus is shifted
+    here to be 0 at 0: small contexts then give maps near the identity, where theirs contract each axis to 0.7 at once.
     """
 
     def __init__(self, *, latent: int, layers: int) -> None:
@@ -33,7 +37,7 @@ class PlanarFlow(nn.Module):
         for part in context.chunk(self.layers, -1):
             u, w, b = part.split((self.latent, self.latent, 1), -1)
             inner = (w * u).sum(-1, keepdim=True)
-            u = u + (F.softplus(inner) - 1.0 - inner) * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
+            u = u + (F.softplus(inner + SHIFT) - 1.0 - inner) * w / w.square().sum(-1, keepdim=True).clamp(min=1e-12)
             h = torch.tanh((w * z).sum(-1, keepdim=True) + b)
             log_det = log_det + torch.log1p(((1.0 - h.square()) * (w * u).sum(-1, keepdim=True))[..., 0])
             z = z + u * h

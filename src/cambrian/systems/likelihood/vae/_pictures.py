@@ -35,9 +35,17 @@ class Pictures(Recipe[Config]):
     # -- samples ----------------------------------------------------------------------------------------------------
 
     def sample(self, n: int, generator: torch.Generator) -> Sample:
-        """n expected pictures from the prior, of all classes in turn where the model knows classes."""
+        """n expected pictures from the prior, of all classes in turn where the model knows classes; reconstructions; and
+        where there are two latent features the plane of them, where there are classes a row for each.
+        """
         y = torch.arange(n, device=self.device) % self.classes if self.model.classes else None
-        return Images(self.model.sample(n, generator, y).cpu())
+        shown: dict[str, Sample] = {"samples": Images(self.model.sample(n, generator, y).cpu())}
+        shown["reconstructions"] = self.reconstruct(min(SHOWN, len(self.data.split("test"))))
+        if self.model.latent == 2:
+            shown["manifold"] = self.manifold()
+        if self.model.classes:
+            shown["classes"] = self.class_grid()
+        return Gallery(shown)
 
     @action
     @torch.no_grad()
@@ -142,6 +150,7 @@ class Pictures(Recipe[Config]):
             figure.colorbar(dots, ax=left)
         right.bar(range(z.shape[1]), z.std(0).tolist(), color="tab:blue")
         right.axhline(1.0, color="black", linewidth=0.7)
+        right.xaxis.get_major_locator().set_params(integer=True)
         right.set(xlabel="feature", ylabel="standard deviation", title="of the aggregate posterior")
         return Plot(figure)
 

@@ -12,32 +12,31 @@ from torch import Tensor
 
 from cambrian.errors import ConfigError
 from cambrian.nn.likelihood import Bernoulli, Categorical, Gaussian
+from cambrian.nn.likelihood.discretized import DiscretizedLogistic
 
-LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-scalar", "gaussian-pixel", "logistic", "dmol", "categorical")
+LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-scalar", "gaussian-pixel", "logistic", "categorical")
 
 
 class Pixels:
     """The output distribution called `kind` over pictures [C, H, W]; pixels are independent given the planes.
 
     `gaussian` has the fixed deviation `sigma`; `gaussian-scalar` takes one log variance for all pixels, which the model
-    learns; `gaussian-pixel` predicts one a pixel. `logistic` and `dmol` give a mass to each of 256 levels, `categorical`
+    learns; `gaussian-pixel` predicts one a pixel. `logistic` gives a mass to each of 256 levels, `categorical`
     one to each of `levels`: only these compare in bits per dimension.
     """
 
     def __init__(self, kind: str, *, channels: int, sigma: float = 0.1, levels: int = 16) -> None:
         if kind not in LIKELIHOODS:
             raise ConfigError(f"no likelihood {kind!r}; use one of {', '.join(LIKELIHOODS)}")
-        if kind == "dmol" and channels != 3:
-            raise ConfigError(f"dmol is for RGB pictures, these have {channels} channel(s); use likelihood=logistic")
         self.kind, self.channels, self.levels = kind, channels, levels
         self.head = _head(kind, sigma, levels)
         outputs = 1 if kind == "gaussian-scalar" else self.head.n_params
-        self.planes = outputs if kind == "dmol" else channels * outputs
+        self.planes = channels * outputs
 
     @property
     def bins(self) -> int:
         """How many values a pixel can have; 0 for densities."""
-        known = {"bernoulli": 2, "categorical": self.levels, "logistic": 256, "dmol": 256}
+        known = {"bernoulli": 2, "categorical": self.levels, "logistic": 256}
         return known.get(self.kind, 0)
 
     def log_prob(self, raw: Tensor, x: Tensor, logvar: Tensor | None = None) -> Tensor:
@@ -62,8 +61,6 @@ class Pixels:
         return mean.clone() if self.kind in ("gaussian", "gaussian-scalar") else None
 
     def _params(self, raw: Tensor, logvar: Tensor | None) -> Tensor:
-        if self.kind == "dmol":
-            return raw.movedim(-3, -1)
         if self.kind == "gaussian-scalar":
             assert logvar is not None
             return torch.stack((raw, logvar.expand_as(raw)), -1)
@@ -74,15 +71,11 @@ class Pixels:
     def _target(self, x: Tensor) -> Tensor:
         if self.kind == "categorical":
             return (x * (self.levels - 1)).round().long()
-        if self.kind == "dmol":
-            return (2.0 * x - 1.0).movedim(-3, -1)
         return self.head.centre((x * 255.0).round()) if self.kind == "logistic" else x
 
     def _picture(self, values: Tensor) -> Tensor:
         if self.kind == "categorical":
             return values.float() / (self.levels - 1)
-        if self.kind == "dmol":
-            return values.movedim(-1, -3).add(1.0).div(2.0).clamp(0.0, 1.0)
         if self.kind == "logistic":
             values = 0.5 + values / (255.0 * self.head.step)
         return values.clamp(0.0, 1.0)
@@ -94,11 +87,5 @@ def _head(kind: str, sigma: float, levels: int) -> Any:
     if kind == "categorical":
         return Categorical(levels)
     if kind == "logistic":
-        from cambrian.nn.likelihood.discretized import DiscretizedLogistic
-
         return DiscretizedLogistic()
-    if kind == "dmol":
-        from cambrian.nn.likelihood.dmol import DMOL
-
-        return DMOL()
     return Gaussian(sigma if kind == "gaussian" else None)

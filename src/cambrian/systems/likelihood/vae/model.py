@@ -94,6 +94,8 @@ class VAE(nn.Module, Pretrained):
         self.flow = flow_for(flow, latent=latent, layers=flow_layers)
         heads = 2 * latent + (self.flow.context if self.flow is not None else 0)
         self.posterior = glorot(nn.Linear(self.encoder.features, heads))
+        with torch.no_grad():  # a flow begins near the identity
+            self.posterior.weight[2 * latent :].mul_(0.1)
         self.decoder = decoder_for(decoder, self.pixels.planes, shape, latent + extra, hidden, base, activation)
         self.prior = glorot(nn.Linear(embed, 2 * latent)) if learned_prior else None
         if second:
