@@ -7,6 +7,7 @@ layers, 256 samples of receptive field) and one with a longer past (2 x 10 layer
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import torch
 
@@ -37,11 +38,9 @@ def main() -> None:
         model = WaveNet(layers=layers).eval()
         check(model)
         print(f"2 x {layers} layers, receptive field {model.receptive_field()}")
-        ways = {"compiled": "compiled", "queues in torch": "cached", "receptive field again": "naive"}
-        timed = {name: lambda path=path: draw(model, 100, path) for name, path in ways.items()}
-        print(" ", compare(timed, repeats=9, threads=1))
-        del timed["compiled"]
-        print(" ", compare(timed, repeats=9, threads=1))
+        compiled, queues, again = (partial(draw, model, path=path) for path in ("compiled", "cached", "naive"))
+        print(" ", compare({"compiled": partial(compiled, 512), "queues": partial(queues, 512)}, repeats=7, threads=1))
+        print(" ", compare({"queues": partial(queues, 50), "field again": partial(again, 50)}, repeats=7, threads=1))
         for batch in (1, 8):
             draw(model, 256, "compiled", batch)
             start = time.process_time()

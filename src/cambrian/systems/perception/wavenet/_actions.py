@@ -74,7 +74,8 @@ class Actions:
     @action
     def control(self, n: int = 8, seed: int = 0) -> Table:
         """Whether pitch and speaker do as told, on n test clips: the correlation (over frames that are voiced both ways)
-        of the pitch asked for and made, and, with the next speaker and that speaker's pitch, the median pitch made.
+        of the pitch asked for and made, and, with the next speaker and that speaker's pitch, the median pitch made. What
+        the pitch tracker hears in the clips themselves is the most that can be reached.
         """
         if not (self.layout.pitch and self.layout.speakers):
             raise CapabilityError(
@@ -85,7 +86,8 @@ class Actions:
         other = (batch["speaker"] + 1) % self.layout.speakers
         ratio = (medians[other] / medians[batch["speaker"]])[:, None]
         swapped = {**batch, "speaker": other, "f0": batch["f0"] * ratio}
-        rows = []
+        heard = track(batch["audio"].cpu(), self._rate(), self.layout.hop)
+        rows = _request.pitch_rows("the clip itself", batch, heard, medians)
         for name, asked in (("as in the clip", batch), ("next speaker", swapped)):
             made = self._generate(asked, torch.Generator().manual_seed(seed), samples=self._width())
             rows += _request.pitch_rows(name, asked, track(made, self._rate(), self.layout.hop), medians)

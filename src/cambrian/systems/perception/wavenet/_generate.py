@@ -29,7 +29,8 @@ PATHS = ("auto", "compiled", "cached", "naive")
 
 def gumbel(rows: int, batch: int, classes: int, generator: torch.Generator | None) -> Tensor:
     """Standard Gumbel noise, float64 [rows, B, K] on the CPU."""
-    return -torch.empty(rows, batch, classes, dtype=torch.float64).exponential_(generator=generator).log()
+    uniform = torch.rand(rows, batch, classes, dtype=torch.float64, generator=generator)
+    return uniform.clamp_(min=1e-300).log_().neg_().log_().neg_()
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:

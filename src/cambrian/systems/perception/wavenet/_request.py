@@ -112,16 +112,23 @@ def median_pitch(data: Data) -> Tensor:
 
 
 def pitch_rows(name: str, asked: Batch, made: Tensor, medians: Tensor) -> list[list[object]]:
-    """One row a clip, for `control`."""
+    """For `control`: one row a clip, and one over all clips' frames together."""
     rows: list[list[object]] = []
+    pairs: list[Tensor] = []
+    nothing = float("nan")
     for want, got, speaker in zip(asked["f0"].cpu(), made, asked["speaker"].cpu(), strict=True):
         frames = min(len(want), len(got))
         both = (want[:frames] > 0) & (got[:frames] > 0)
         pair = torch.stack((want[:frames][both], got[:frames][both]))
-        correlation = float(torch.corrcoef(pair)[0, 1]) if int(both.sum()) > 2 else float("nan")
-        median = float(pair[1].median()) if int(both.sum()) else float("nan")
-        rows.append([name, int(speaker), float(medians[speaker]), median, correlation, int(both.sum())])
-    return rows
+        median = float(pair[1].median()) if pair.shape[1] else nothing
+        rows.append([name, int(speaker), float(medians[speaker]), median, _correlation(pair), pair.shape[1]])
+        pairs.append(pair)
+    together = torch.cat(pairs, 1)
+    return [*rows, [name, "all", nothing, nothing, _correlation(together), together.shape[1]]]
+
+
+def _correlation(pair: Tensor) -> float:
+    return float(torch.corrcoef(pair)[0, 1]) if pair.shape[1] > 2 else float("nan")
 
 
 def runs(labels: list[int], names: list[str], seconds: float) -> list[list[object]]:

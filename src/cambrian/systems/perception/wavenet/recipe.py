@@ -28,7 +28,7 @@ class WaveNetRecipe(Actions, Recipe[Config]):
 
     without_gradient = ("average",)
     presets = {
-        "smoke": Config(steps=12, batch=1, crop=1000, layers=5, clips=12, held=4, seconds=1.0, lr=1e-2),
+        "smoke": Config(steps=40, batch=1, crop=1000, layers=5, clips=12, held=4, seconds=1.0, lr=1e-2),
         "laptop": Config(),
         "paper": Config(
             steps=200_000, batch=8, crop=4000, residual=512, skip=256, blocks=4, layers=10, lr=1e-3, lr_final=1e-4,
