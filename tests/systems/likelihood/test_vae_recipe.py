@@ -86,8 +86,8 @@ def test_grey_pixels_under_coins_are_warned_of(data: Data) -> None:
         recipe(grey, binarise="none")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recipe(data)
-        recipe(grey, likelihood="logistic")
+        assert recipe(data).model.pixels.bins == 2
+        assert recipe(grey, likelihood="logistic").model.pixels.bins == 256
 
 
 def test_worlds_and_folders(tmp_path: Path) -> None:
