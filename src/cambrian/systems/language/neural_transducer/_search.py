@@ -80,7 +80,7 @@ def _extend(
     arrivals = torch.full((model.M, batch, width), -torch.inf, dtype=score.dtype, device=score.device)
     previous = torch.full_like(live, model.end, dtype=torch.long)
     states: list[State] = []
-    for m in range(model.M):
+    for m in range(min(model.M, width - low)):  # nobody has more than S - low symbols left
         found, state, _ = model.step(previous, block, state)
         states.append(state)
         last = min(high + m, width - 1)

@@ -2,8 +2,8 @@
 
 Splits give `x` float32 [N, T, F], `frames` int64 [N] (frames that are not padding), `y` int64 [N, S] (-1 after the last
 symbol) and `ends` int64 [N, S]: after how many frames each symbol can be known (-1 where nobody knows). `info`: symbols,
-features, W and M by default, seconds a frame, the most frames and symbols of an utterance, whether ends are known, and whether they are
-given to training unless asked otherwise (not in addition, where the search is to find them).
+features, W by default, seconds a frame, the most frames and symbols of an utterance, whether ends are known, and whether
+they are given to training unless asked otherwise (not in addition, where the search is to find them).
 
 Shapes: N utterances, T frames, F features, S symbols.
 """
@@ -80,7 +80,9 @@ def spoken_phones(reading: Reading) -> Data:
     )
 
 
-def _info(symbols: Any, features: int, W: int, seconds: float, frames: int, length: int, ends: bool) -> dict[str, Any]:
+def _info(
+    symbols: Any, features: int, W: int, seconds: float, frames: int, length: int, ends: bool, given: bool
+) -> dict[str, Any]:
     return {
         "symbols": list(symbols), "features": features, "W": W, "seconds": seconds, "max_frames": frames,
         "max_symbols": length, "ends": ends, "given": given, "rate": 0,
@@ -96,7 +98,7 @@ def addition(size: int) -> Data:
     The second number is read, and the sum written, from its last digit, so that each digit of the sum can be known as
     soon as both of its digits were read. No pair of numbers is in two splits. Raises `ConfigError` for too many.
     """
-    held = 2000
+    held = 1000
     if size > PAIRS - 2 * held:
         raise ConfigError(f"the addition task has {PAIRS - 2 * held} training pairs, not {size}")
     starts = {"valid": (0, held), "test": (held, held), "train": (2 * held, size)}

@@ -91,7 +91,7 @@ class NeuralTransducerRecipe(Recipe[Config]):
 
     presets = {
         "smoke": Config(steps=40, batch=16, hidden=32, size=96),
-        "laptop": Config(),
+        "laptop": Config(hidden=64, size=1500),
         "paper": Config(
             steps=185_000, batch=1, block=25, hidden=250, encoder_layers=3, upper_layers=2, optimiser="sgd", lr=0.05,
             rate=16_000, seconds=3.0, size=3700, alignments="search", beam=8,
@@ -182,7 +182,7 @@ class NeuralTransducerRecipe(Recipe[Config]):
     def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
         """Nats per step of the (given or found) alignment, and the figures of `Judge` on what is written."""
         judge, nats, steps = self._judge(), 0.0, 0
-        for batch in self.batches(split, 64):
+        for batch in self.batches(split, 128):
             x, y, frames = batch["x"], batch["y"], batch["frames"]
             counts = self.model.align(x, y, frames) if self.searched else self._known(batch)
             nats -= float(self.model.log_prob(x, y, counts, frames).double().sum())
