@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,29 +66,30 @@ def webp_lossless(picture: np.ndarray) -> Coded:
     return Coded("webp-lossless", "lossless", len(data), _webp_payload(data), _load(data, picture.shape[2]))
 
 
-def settings(codec: str) -> list[Callable[[np.ndarray], Coded]]:
-    """Every setting of a lossy codec that a comparison tries: `jpeg`, `jpeg2000` or `webp`."""
+def sweep(codec: str, picture: np.ndarray) -> list[Coded]:
+    """The picture at every setting of a lossy codec that a comparison tries: `jpeg`, `jpeg2000` or `webp`."""
     if codec == "jpeg":
-        return [lambda x, q=q, s=s: jpeg(x, q, subsample=s) for s in (True, False) for q in range(1, 96)]
+        return [jpeg(picture, q, subsample=s) for s in (True, False) for q in range(1, 96)]
     if codec == "jpeg2000":
-        return [lambda x, r=r: jpeg2000(x, r) for r in np.geomspace(1000, 2, 160)]
+        return [jpeg2000(picture, float(rate)) for rate in np.geomspace(1000, 2, 160)]
     if codec == "webp":
-        return [lambda x, q=q: webp(x, q) for q in range(101)]
+        return [webp(picture, q) for q in range(101)]
     raise ConfigError(f"no lossy codec {codec!r}; known: jpeg, jpeg2000, webp")
 
 
-def at_budget(codec: str, picture: np.ndarray, budget: float, *, headers: bool = False) -> Coded | None:
-    """The codec at its best that can be had for about `budget` bytes, in its favour: each family of settings may go one
-    step over the budget. None when even its smallest file is more than twice the budget.
+def at_budget(swept: Sequence[Coded], picture: np.ndarray, budget: float, *, headers: bool = False) -> Coded | None:
+    """The best that a codec can do for about `budget` bytes, in its favour: of `swept` (from `sweep`), the best PSNR
+    below the budget or, of JPEG's two samplings each, one setting over it. None when nothing comes near: its smallest
+    file is more than twice the budget.
     """
-    coded = [make(picture) for make in settings(codec)]
-    size = (lambda c: c.file) if headers else (lambda c: c.payload)
-    over = [c for c in coded if size(c) >= budget]
-    allowed = [c for c in coded if size(c) < budget]
-    for kind in {c.setting.rpartition(", ")[2] if codec == "jpeg" else "" for c in coded}:
-        family = [c for c in over if codec != "jpeg" or c.setting.endswith(kind)]
-        if family:
-            allowed.append(min(family, key=size))
+
+    def size(coded: Coded) -> int:
+        return coded.file if headers else coded.payload
+
+    allowed = [c for c in swept if size(c) < budget]
+    for family in {c.setting.rpartition(", ")[2] if c.codec == "jpeg" else "" for c in swept}:
+        over = [c for c in swept if size(c) >= budget and (not family or c.setting.endswith(family))]
+        allowed += sorted(over, key=size)[:1]
     allowed = [c for c in allowed if size(c) <= 2 * budget]
     return max(allowed, key=lambda c: psnr(picture, c.picture)) if allowed else None
 

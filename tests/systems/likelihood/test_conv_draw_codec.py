@@ -41,7 +41,7 @@ for name in sys.argv[2:]:
 def trained() -> ConvDRAW:
     """A small model that has learnt a little: its posteriors and priors differ, so that a fault would show."""
     run: Recipe = ConvDRAWRecipe(
-        Config(steps=60, batch=16, hidden=12, latent=2, draws=3, lr=1e-2, beta=4.0, beta_start=8.0),
+        Config(steps=60, batch=16, hidden=16, latent=4, draws=3, lr=6e-3, beta=20.0, beta_start=20.0),
         data=figures.load(train=960, valid=1, test=1),
     )
     assert isinstance(run, ConvDRAWRecipe)
@@ -160,7 +160,7 @@ def test_damage_is_never_silent(trained: ConvDRAW, shown: Tensor) -> None:
 
 def test_another_models_stream_is_refused(trained: ConvDRAW, shown: Tensor) -> None:
     coded = encode(trained, shown[:1])
-    other = ConvDRAW(hidden=12, latent=2, steps=3)
+    other = ConvDRAW(hidden=16, latent=4, steps=3, scale=4)
     with pytest.raises(CheckpointError, match="the run that encoded it"):
         decode(other, coded.data)
     with pytest.raises(CheckpointError, match=r"torch 1\.13"):

@@ -1,7 +1,7 @@
 """Pictures to bytes and back with a trained conv-draw.
 
     b"CMBI"  version u8  mode u8  weights 4 bytes  torch major u8, minor u8  channels u8  CRC32 u32 of the decoded pixels and the next line
-    N, height, width, kept blocks, seed (variable-length numbers), then the coded symbols
+    N, height, width, kept blocks, tiles with one block more, seed (variable-length numbers), then the coded symbols
 
 Pictures of any size are padded by repeating their edges and cut into tiles of the model's own size. Both modes run the
 float64 twin (`ConvDRAW.exact`), so the decoder meets the encoder's numbers whatever its threads; the weights' hash and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -59,31 +60,33 @@ class Header:
     height: int
     width: int
     blocks: int
+    extra: int
     seed: int
 
     def check(self, picture: Tensor) -> int:
         """The checksum of these pixels under this header."""
-        rest = f"{self.mode} {self.count} {self.height} {self.width} {self.blocks} {self.seed}"
+        rest = f"{self.mode} {self.count} {self.height} {self.width} {self.blocks} {self.extra} {self.seed}"
         return zlib.crc32(rest.encode(), zlib.crc32(picture.contiguous().numpy().tobytes()))
 
     def to_bytes(self) -> bytes:
         fixed = FIXED.pack(
             MAGIC, VERSION, MODES.index(self.mode), self.weights, *self.torch, self.channels, self.checksum
         )
-        return fixed + b"".join(map(_varint, (self.count, self.height, self.width, self.blocks, self.seed)))
+        return fixed + b"".join(map(_varint, (self.count, self.height, self.width, self.blocks, self.extra, self.seed)))
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A coded stream: `payload` bytes of it are coded symbols, the rest is header; `picture` [N, C, H, W] is what it
-    decodes to; `blocks` of `all_blocks` were kept; `initial` random bits are inside the payload of a lossless stream.
+    decodes to; `blocks` of `all_blocks` were kept, and one more of the first `extra` tiles; `initial` random bits are inside the payload of a lossless stream.
     """
 
     data: bytes
     payload: int
     picture: Tensor
-    blocks: int
-    all_blocks: int
+    blocks: int = 0
+    all_blocks: int = 0
+    extra: int = 0
     initial: int = 0
 
     @property
@@ -113,16 +116,17 @@ def encode(
     with torch.no_grad():
         if mode == "lossless":
             stack, initial = _push_tiles(twin, tiles, seed)
-            picture, kept, every = image, 0, 0
+            picture, kept, extra, every = image, 0, 0, 0
         else:
-            symbols, kept, every, canvas = _send_tiles(twin, tiles, mode, steps, bits_per_dim, seed)
-            picture, initial = from_tiles(twin.picture(canvas), image.shape), 0
-            stack = rec.push_all(symbols)
+            sent = _send_tiles(twin, tiles, mode, steps, bits_per_dim, seed)
+            kept, extra, every, initial = sent.kept, sent.extra, len(plan(model)), 0
+            picture = from_tiles(twin.picture(sent.canvas), image.shape)
+            stack = rec.push_all(sent.symbols)
     major, minor = map(int, torch.__version__.split(".")[:2])
-    header = Header(mode, fingerprint(model), (major, minor), model.channels, 0, *_frame(image), kept, seed)
+    header = Header(mode, fingerprint(model), (major, minor), model.channels, 0, *_frame(image), kept, extra, seed)
     data = replace(header, checksum=header.check(picture)).to_bytes()
     body = stack.to_bytes()
-    return Encoded(data + body, len(body), picture, kept, every, initial)
+    return Encoded(data + body, len(body), picture, kept, every, extra, initial)
 
 
 def decode(model: ConvDRAW, data: bytes) -> Tensor:
@@ -160,14 +164,14 @@ def read_header(data: bytes) -> tuple[Header, bytes]:
     if version != VERSION or mode >= len(MODES):
         raise DataError(f"a coded picture of version {version}, mode {mode}; this program reads version {VERSION}")
     at, numbers = FIXED.size, []
-    for _ in range(5):
+    for _ in range(6):
         value, size = _read_varint(data[at : at + 6])
         numbers.append(value)
         at += size
-    count, height, width, blocks, seed = numbers
+    count, height, width = numbers[:3]
     if not (count and height and width and channels) or count * channels * height * width > MOST_PIXELS:
         raise DataError(f"a coded picture of {count} x {channels} x {height} x {width} values; the data is damaged")
-    header = Header(MODES[mode], weights, (major, minor), channels, checksum, count, height, width, blocks, seed)
+    header = Header(MODES[mode], weights, (major, minor), channels, checksum, *numbers)
     return header, data[at:]
 
 
@@ -301,44 +305,66 @@ def plan(model: ConvDRAW) -> tuple[Block, ...]:
 
 
 Symbols = list[tuple[int, int, int]]
+Numbers = list[list[np.ndarray]]
+"""The draws that were chosen: `[block][tile]`."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a lossy stream says, in the order of decoding, and the canvas that it decodes to."""
+
+    symbols: Symbols
+    kept: int
+    extra: int
+    canvas: Tensor
 
 
 def _send_tiles(
     twin: ConvDRAW, tiles: Tensor, mode: str, steps: int | None, bits_per_dim: float | None, seed: int
-) -> tuple[Symbols, int, int, Tensor]:
-    blocks = plan(twin)
-    most = len(blocks)
+) -> Sent:
+    blocks, chunks = plan(twin), tiles.split(TOGETHER)
     if steps is not None:
-        most = sum(block.slot < steps * twin.layers for block in blocks)
-    # the coder's own eight bytes are part of the payload
-    budget = None if bits_per_dim is None else bits_per_dim * tiles.numel() - 72
-    sender = rec.Sender(np.random.default_rng(seed))
-    parts, drawn = [], []
-    for at in range(0, len(tiles), TOGETHER):
-        part = tiles[at : at + TOGETHER]
-        limit = np.inf if budget is None else budget * len(part) / len(tiles) * 1.3
-        sent, numbers = _send_chunk(twin, sender, part, at, blocks[:most], seed, limit)
-        parts.append(sent)
-        drawn.append(numbers)
-    kept = min(len(sent) for sent in parts)
-    if budget is not None:
-        costs = np.cumsum([sum(rec.cost(sent[number]) for sent in parts) for number in range(kept)])
-        kept = int((costs <= budget).sum())
-    symbols = [symbol for sent in parts for number in range(kept) for symbol in sent[number]]
-    canvases = [
-        _draw(twin, len(numbers[0]) if numbers else len(tiles[at : at + TOGETHER]), at, mode, seed, blocks, kept,
-              lambda number, tile, numbers=numbers: numbers[number][tile])
-        for at, numbers in zip(range(0, len(tiles), TOGETHER), drawn, strict=True)
-    ]  # fmt: skip
-    return symbols, kept, len(blocks), torch.cat(canvases)
+        blocks = tuple(block for block in blocks if block.slot < steps * twin.layers)
+    # the stack's own eight bytes and a rounding are part of the payload
+    budget = math.inf if bits_per_dim is None else bits_per_dim * tiles.numel() - 72
+    sender, symbols, numbers = rec.Sender(np.random.default_rng(seed)), [], []
+    for number, part in enumerate(chunks):
+        limit = 1.3 * budget * len(part) / len(tiles)
+        said, drawn = _send_chunk(twin, sender, part, number * TOGETHER, blocks, seed, limit)
+        symbols.append(said)
+        numbers.append(drawn)
+    kept, extra = _fit([[[rec.cost(one) for one in row] for row in said] for said in symbols], budget)
+    chosen: Symbols = []
+    canvases = []
+    for number, (part, said, drawn) in enumerate(zip(chunks, symbols, numbers, strict=True)):
+        at = number * TOGETHER
+        rows = [*said[:kept], *(row[: max(0, extra - at)] for row in said[kept : kept + 1])]
+        chosen += [symbol for row in rows for one in row for symbol in one]
+        canvases.append(
+            _draw(twin, len(part), at, mode, seed, kept, extra, lambda n, tile, drawn=drawn: drawn[n][tile])
+        )
+    return Sent(chosen, kept, extra, torch.cat(canvases))
+
+
+def _fit(costs: list[list[list[float]]], budget: float) -> tuple[int, int]:
+    """How many blocks of every tile, and of how many tiles one block more, cost at most `budget` bits: the costs are of
+    [chunk][block][tile], and a chunk may have stopped early.
+    """
+    spent, kept = 0.0, 0
+    for number in range(min(len(chunk) for chunk in costs)):
+        row = [cost for chunk in costs for cost in chunk[number]]
+        if spent + sum(row) > budget:
+            return kept, int((spent + np.cumsum(row) <= budget).sum())
+        spent, kept = spent + sum(row), kept + 1
+    return kept, 0
 
 
 def _send_chunk(
     twin: ConvDRAW, sender: rec.Sender, part: Tensor, at: int, blocks: tuple[Block, ...], seed: int, limit: float
-) -> tuple[list[Symbols], list[list[np.ndarray]]]:
-    """Per block, the symbols and the draws of each tile; blocks beyond `limit` bits in all are not tried."""
-    sent: list[Symbols] = []
-    numbers: list[list[np.ndarray]] = []
+) -> tuple[list[list[Symbols]], Numbers]:
+    """The symbols [block][tile] and the draws; blocks beyond `limit` bits in all are not tried."""
+    said: list[list[Symbols]] = []
+    numbers: Numbers = []
     spent = 0.0
 
     def choose(slot: int, prior: DiagGaussian, posterior: DiagGaussian | None) -> Tensor:
@@ -349,26 +375,30 @@ def _send_chunk(
         for number, block in enumerate(blocks):
             if block.slot != slot or spent > limit:
                 continue
-            begin, row = len(sender.symbols), []
+            said.append([])
+            numbers.append([])
             for tile in range(len(part)):
                 mean, std, prior_mean, prior_std = (side[tile, block.where] for side in sides)
-                key = rec.block_key(seed, at + tile, number)
-                row.append(sender.send((mean, std), (prior_mean, prior_std), key, number, block.expected))
-                draw[tile, block.where] = row[-1]
-            sent.append(sender.symbols[begin:])
-            numbers.append(row)
-            spent += rec.cost(sent[-1])
+                key, begin = rec.block_key(seed, at + tile, number), len(sender.symbols)
+                found = sender.send((mean, std), (prior_mean, prior_std), key, number, block.expected)
+                draw[tile, block.where] = found
+                numbers[-1].append(found)
+                said[-1].append(sender.symbols[begin:])
+                spent += rec.cost(said[-1][-1])
         return _latents(twin, prior, draw.ravel())
 
     twin.unfold(choose, twin.scaled(part))
-    return sent, numbers
+    return said, numbers
 
 
 def _draw(
-    twin: ConvDRAW, size: int, at: int, mode: str, seed: int, blocks: tuple[Block, ...], kept: int,
+    twin: ConvDRAW, size: int, at: int, mode: str, seed: int, kept: int, extra: int,
     number_of: Callable[[int, int], np.ndarray],
 ) -> Tensor:  # fmt: skip
-    """The canvas of `size` tiles (`at` is the first one's number) from the draws of the first `kept` blocks."""
+    """The canvas of `size` tiles (`at` is the first one's number) from the draws of the first `kept` blocks, one more for
+    tiles below `extra`; `number_of(block, tile)` is called in the order of the stream.
+    """
+    blocks = plan(twin)
 
     def choose(slot: int, prior: DiagGaussian, posterior: DiagGaussian | None) -> Tensor:
         length = prior.mean[0].numel()
@@ -376,9 +406,9 @@ def _draw(
         if mode == "lossy-sample":
             for tile in range(size):
                 draw[tile] = rec.candidates(rec.block_key(seed, at + tile, (1 << 31) + slot), 0, 1, length)[0]
-        for number, block in enumerate(blocks[:kept]):
+        for number, block in enumerate(blocks[: kept + 1]):
             if block.slot == slot:
-                for tile in range(size):
+                for tile in range(size if number < kept else min(max(0, extra - at), size)):
                     draw[tile, block.where] = number_of(number, tile)
         return _latents(twin, prior, draw.ravel())
 
@@ -387,7 +417,7 @@ def _draw(
 
 def _receive(twin: ConvDRAW, stack: Stack, count: int, header: Header) -> Tensor:
     blocks, receiver = plan(twin), rec.Receiver(stack)
-    if header.blocks > len(blocks):
+    if header.blocks > len(blocks) or header.extra > (count if header.blocks < len(blocks) else 0):
         raise DataError(f"the stream claims {header.blocks} blocks, the model has {len(blocks)}; the data is damaged")
     pictures = []
     for at in range(0, count, TOGETHER):
@@ -397,7 +427,7 @@ def _receive(twin: ConvDRAW, stack: Stack, count: int, header: Header) -> Tensor
             return receiver.receive(len(block.where), key, number, block.expected)
 
         size = min(TOGETHER, count - at)
-        canvas = _draw(twin, size, at, header.mode, header.seed, blocks, header.blocks, number_of)
+        canvas = _draw(twin, size, at, header.mode, header.seed, header.blocks, header.extra, number_of)
         pictures.append(twin.picture(canvas))
     if not stack.is_empty():
         raise DataError("coded symbols are left over; the data is damaged")

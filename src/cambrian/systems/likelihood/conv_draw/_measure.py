@@ -25,17 +25,20 @@ RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 OTHERS = ("jpeg", "jpeg2000", "webp")
 
 
-def best(
-    codec: str, shown: np.ndarray, rate: float, *, headers: bool = False
-) -> tuple[baselines.Coded, np.ndarray] | None:
-    """A codec's best montage of the pictures at about `rate` bits per dimension, and the pictures cut from it."""
-    made = baselines.at_budget(codec, baselines.montage(shown), rate * shown.size / 8, headers=headers)
-    return None if made is None else (made, baselines.unmontage(made.picture, len(shown), *shown.shape[2:]))
+Found = tuple[baselines.Coded, np.ndarray]
+
+
+def best(codec: str, shown: np.ndarray, rates: Sequence[float]) -> list[Found | None]:
+    """For each rate, a codec's best montage of the pictures at about so many bits per dimension, and the pictures."""
+    sheet = baselines.montage(shown)
+    swept = baselines.sweep(codec, sheet)
+    made = [baselines.at_budget(swept, sheet, rate * shown.size / 8) for rate in rates]
+    return [m and (m, baselines.unmontage(m.picture, len(shown), *shown.shape[2:])) for m in made]
 
 
 def other(codec: str, shown: np.ndarray, rate: float) -> dict[str, float]:
     """`psnr`, `rate` and `file_rate` of JPEG, JPEG 2000 or WebP. It may exceed the rate by a setting's step."""
-    made = best(codec, shown, rate)
+    (made,) = best(codec, shown, [rate])
     if made is None:
         raise ConfigError(
             f"{codec} cannot code {len(shown)} pictures at {rate} bits per dimension; take more of either"
@@ -63,8 +66,7 @@ def curves(model: ConvDRAW, image: Tensor) -> list[dict[str, Any]]:
         coded = _codec.encode(model, image, steps=steps)
         rows.append(_row("conv-draw", f"{steps} steps", coded.payload, len(coded.data), shown, coded.picture.numpy()))
     for codec in OTHERS:
-        for rate in RATES:
-            made = best(codec, shown, rate)
+        for made in best(codec, shown, RATES):
             if made is not None:
                 rows.append(_row(codec, made[0].setting, made[0].payload, made[0].file, shown, made[1]))
     return rows

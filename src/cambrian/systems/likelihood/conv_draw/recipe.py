@@ -253,6 +253,7 @@ class ConvDRAWRecipe(Recipe[Config]):
         return Images(sheet.float() / 255, columns=self.config.draws + 2)
 
     @action
+    @torch.no_grad()
     def information(self, n: int = 256, seed: int = 0) -> Plot:
         """A bar for the bits of each drawing step, and of the pixels given them, per picture."""
         generator = torch.Generator().manual_seed(seed)
@@ -285,7 +286,7 @@ class ConvDRAWRecipe(Recipe[Config]):
         rows = [shown, _codec.encode(self.model, shown, bits_per_dim=bits_per_dim).picture]
         names = ["original", "conv-draw"]
         for codec in ("jpeg", "jpeg2000", "webp"):
-            made = _measure.best(codec, shown.numpy(), bits_per_dim)
+            (made,) = _measure.best(codec, shown.numpy(), [bits_per_dim])
             if made is not None:
                 rows.append(torch.from_numpy(made[1]))
                 names.append(codec)
