@@ -7,7 +7,7 @@ import torch
 
 from cambrian.data.random import sample_keys
 from cambrian.errors import DataError
-from cambrian.worlds import babi
+from cambrian.worlds.babi import short as babi
 
 COUNT = 60
 
