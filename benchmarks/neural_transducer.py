@@ -14,7 +14,7 @@ from cambrian.systems.language.neural_transducer import NeuralTransducer
 from cambrian.systems.language.neural_transducer._search import search
 from cambrian.systems.language.neural_transducer.model import Encoded
 
-BATCH, FRAMES, SYMBOLS, W, M, HIDDEN, VOCAB = 32, 100, 9, 8, 4, 128, 12
+BATCH, FRAMES, SYMBOLS, W, M, HIDDEN, VOCAB = 32, 100, 9, 8, 4, 64, 12
 
 
 def looped(model: NeuralTransducer, encoded: Encoded, y: Tensor) -> tuple[list[list[int]], list[float]]:

@@ -110,6 +110,8 @@ def test_padding_changes_nothing(options: dict[str, object]) -> None:
     x[1, 3:] = 50.0
     alone = net.log_prob(x[1:, :3], y[1:], counts[1:, :2])
     torch.testing.assert_close(net.log_prob(x, y, counts, frames)[1:], alone)
+    longer = torch.cat((x, x), 1)
+    torch.testing.assert_close(net.log_prob(longer, y, counts, frames)[1:], alone)  # fewer blocks in the alignment
     assert torch.equal(net.align(x, y, frames)[1:, :2], net.align(x[1:, :3], y[1:]))
     assert net.decode(x, frames)[1].symbols == net.decode(x[1:, :3])[0].symbols
 

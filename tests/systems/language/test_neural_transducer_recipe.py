@@ -17,6 +17,7 @@ from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.systems.language.neural_transducer import _worlds
 from cambrian.systems.language.neural_transducer._decode import Decoded
 from cambrian.systems.language.neural_transducer._judge import Judge, given
+from cambrian.systems.language.neural_transducer._steps import scattered
 from cambrian.systems.language.neural_transducer.recipe import Config, NeuralTransducerRecipe
 
 SMALL = dict(steps=20, batch=8, hidden=12, size=40)
@@ -190,8 +191,27 @@ def test_every_parameter_learns_and_the_loss_falls(sound: Data, options: dict[st
     assert evaluate(run, "valid")["loss"] < first
 
 
+def test_scattered_alignments_write_everything_and_reach_every_block() -> None:
+    lengths, blocks = torch.tensor([4, 2, 0, 6]), torch.tensor([4, 3, 1, 2])
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([scattered(lengths, blocks, 4, generator) for _ in range(400)])
+    assert torch.equal(draws.sum(2), lengths.expand(400, -1))
+    assert int(draws.max()) == 3
+    expected = [[1.0] * 4, [2 / 3] * 3 + [0.0], [0.0] * 4, [3.0, 3.0, 0.0, 0.0]]
+    torch.testing.assert_close(draws.double().mean(0), torch.tensor(expected).double(), atol=0.15, rtol=0)
+
+
+def test_alignments_are_scattered_before_they_are_searched(sums: Data) -> None:
+    run = recipe(sums, scatter=0.1)  # of 20 steps
+    batch = batch_of(sums)
+    searched = []
+    for run.iteration in range(3):
+        searched.append(run.step(batch)["searched"])
+    assert searched == [0.0, 0.0, 1.0]
+
+
 def test_found_alignments_are_kept_and_searched_again_when_they_are_old(sums: Data) -> None:
-    run = recipe(sums, refresh=24)
+    run = recipe(sums, refresh=24, scatter=0.0)
     batch = batch_of(sums)
     searched = []
     for run.iteration in range(6):
@@ -270,7 +290,7 @@ def test_bad_requests_are_typed_errors(
 
 def test_data_without_ends_is_searched(tmp_path: Path) -> None:
     data = _worlds.load(Source("path", str(folder(tmp_path))), _worlds.Reading(bands=20))
-    run = recipe(data, batch=4)
+    run = recipe(data, batch=4, scatter=0.0)
     assert run.searched
     assert run.step(batch_of(data, 4))["searched"] == 1.0
     figures = evaluate(run)

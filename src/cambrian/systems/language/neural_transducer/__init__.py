@@ -26,6 +26,8 @@ Differs from the paper:
 it needs given alignments, and targets in which no symbol follows itself
 - `end="logistic"`: the unit reads the context and decides before the softmax, so that a block can be empty
 - a found alignment is kept for `refresh` sequences per utterance; the paper searches for 100 to 300 sequences at a time
+- before the first search the model trains on alignments drawn at random (`scatter`, a fifth of the steps): searched from
+the start, alignments fall into the first blocks, before what they say was heard, and stay there
 - alignments from outside are .lab files of a folder (`start end symbol` lines named by meta.csv), not an option
 - the offline model it is compared with is the same network with one block as long as the utterance (`model=whole`)
 - TIMIT's and LibriSpeech's own layouts are not read: convert them to WAV files with meta.csv

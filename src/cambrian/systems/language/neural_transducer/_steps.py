@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cambrian.errors import ShapeError
 
@@ -31,9 +31,11 @@ class Steps:
     per_block: bool
 
     @classmethod
-    def of(cls, model: NeuralTransducer, y: Tensor, counts: Tensor, blocks: Tensor) -> Steps:
+    def of(cls, model: NeuralTransducer, y: Tensor, counts: Tensor, encoded: Encoded) -> Steps:
         """The steps of targets y [B, S] (-1 after the last) written as counts [B, N] say. Raises `ShapeError`."""
+        blocks = encoded.blocks
         _check(model, y, counts, blocks)
+        counts = nn.functional.pad(counts, (0, encoded.mask.shape[1] - counts.shape[1]))
         previous, target, valid = _table(model, y, counts, blocks)
         if model.independent:
             rows = (t.flatten(0, 1) for t in (previous, target))
@@ -81,6 +83,18 @@ def _table(model: NeuralTransducer, y: Tensor, counts: Tensor, blocks: Tensor) -
     if model.independent:
         first = torch.full_like(first, end)
     return torch.cat((first, target[..., :-1]), 2), target, there.expand_as(target)
+
+
+def scattered(lengths: Tensor, blocks: Tensor, M: int, generator: torch.Generator) -> Tensor:
+    """Alignments drawn at random: counts [B, N] of `lengths` symbols in as many of an utterance's blocks * (M - 1) places.
+
+    All choices of places are equally likely. `generator` is a CPU generator.
+    """
+    places = torch.arange(int(blocks.max()) * (M - 1), device=blocks.device)
+    draws = torch.rand(len(blocks), len(places), generator=generator).to(blocks.device)
+    draws = draws.masked_fill(places >= blocks[:, None] * (M - 1), 2.0)
+    chosen = draws.argsort(1).argsort(1) < lengths[:, None]
+    return chosen.unflatten(1, (-1, M - 1)).sum(2)
 
 
 def unrolled(model: NeuralTransducer, encoded: Encoded, steps: Steps) -> Tensor:

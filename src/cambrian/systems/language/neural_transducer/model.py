@@ -160,13 +160,13 @@ class NeuralTransducer(nn.Module, Pretrained):
         """log p of targets y [B, S] written as `alignment` [B, N] says: nats [B]."""
         encoded = self.encode(x, frames)
         self.check_targets(y, encoded.blocks)
-        return unrolled(self, encoded, Steps.of(self, y, alignment, encoded.blocks))
+        return unrolled(self, encoded, Steps.of(self, y, alignment, encoded))
 
     def loss(self, x: Tensor, y: Tensor, alignment: Tensor, frames: Tensor | None = None) -> Tensor:
         """-log p per step of the alignment (symbols and ends of blocks), averaged over the batch."""
         encoded = self.encode(x, frames)
         self.check_targets(y, encoded.blocks)
-        steps = Steps.of(self, y, alignment, encoded.blocks)
+        steps = Steps.of(self, y, alignment, encoded)
         return -unrolled(self, encoded, steps).sum() / steps.valid.sum()
 
     forward = loss

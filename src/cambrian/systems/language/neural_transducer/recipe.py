@@ -21,6 +21,7 @@ from cambrian.systems.language.neural_transducer._attention import ATTENTIONS
 from cambrian.systems.language.neural_transducer._decode import Decoded
 from cambrian.systems.language.neural_transducer._figures import grids, histogram
 from cambrian.systems.language.neural_transducer._judge import Judge, given
+from cambrian.systems.language.neural_transducer._steps import scattered
 from cambrian.systems.language.neural_transducer.model import ENDS, NeuralTransducer
 
 
@@ -43,6 +44,12 @@ class Config:
     encoder_reset: bool = option(False, "forget the encoder's state at every block too")
     alignments: str = option("auto", "from the world, or found by the search; auto: given for phones and .lab files", choices=("auto", "given", "search"))  # fmt: skip
     refresh: int = option(300, "a found alignment is used until so many sequences more were trained on", low=0)
+    scatter: float = option(
+        0.2,
+        "share of the steps, the first ones, on alignments drawn at random before any are searched",
+        low=0.0,
+        high=1.0,
+    )
     beam: int = option(1, "hypotheses in evaluation; 1 is greedy", low=1)
     optimiser: str = option("adam", "what minimises", choices=("adam", "sgd"))
     lr: float = option(3e-3, "step size at the start", low=0.0)
@@ -159,6 +166,9 @@ class NeuralTransducerRecipe(Recipe[Config]):
         """The alignment [B, N] of a training batch, and the share of it that was searched for now."""
         if not self.searched:
             return self._known(batch), 0.0
+        if self.iteration < self.config.scatter * self.config.steps:
+            blocks = -(-batch["frames"] // self.model.W)
+            return scattered((batch["y"] >= 0).sum(1), blocks, self.model.M, self.rng), 0.0
         index, now = batch["index"].cpu(), self.iteration * self.config.batch
         found = self.extra["found"][index]
         stale = (found < 0) | (now - found >= self.config.refresh)
