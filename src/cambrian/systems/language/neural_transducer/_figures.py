@@ -27,7 +27,9 @@ def grids(
         for y, (symbols, blocks) in enumerate(lines.values()):
             for n in sorted(set(blocks)):
                 text = " ".join(s for s, b in zip(symbols, blocks, strict=True) if b == n)
-                below.text((n + 0.5) * width, y, text, ha="center", va="center", fontsize=8)
+                below.text(
+                    (n * width + min((n + 1) * width, len(x))) / 2, y, text, ha="center", va="center", fontsize=8
+                )
         below.set(xlim=(0, len(x)), ylim=(len(lines) - 0.5, -0.5), yticks=range(len(lines)))
         below.set_yticklabels(list(lines), fontsize=7)
         below.vlines(np.arange(width, len(x) + 1, width), -0.5, len(lines) - 0.5, color="lightgrey", linewidth=0.8)
