@@ -12,6 +12,8 @@ Shapes: B questions, S sentences, J words, V words of the vocabulary, D size of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,9 +128,6 @@ class MemN2N(nn.Module, Pretrained):
         """The weights of word features: [V, D] or [2V, D]."""
         return torch.cat([table, table * self.order]) if self.encoding == "position" else table
 
-    def _kinds(self) -> list[int]:
-        return list(range(self.hops + 1)) if self.tying == "adjacent" else [0, 1]
-
     # -- the network ----------------------------------------------------------------------------------------------
 
     def forward(
@@ -154,19 +153,57 @@ class MemN2N(nn.Module, Pretrained):
 
     def answer(self, features: Tensor, exists: Tensor, asked: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
         """From features [B, S, F], bool [B, S] and the query's [B, F'] to logits [B, V] and attention [K, B, S]."""
-        kinds = self._kinds()
+        kinds = list(range(self.hops + 1)) if self.tying == "adjacent" else [0, 1]
         rows = [self._rows(self.tables[i]) for i in kinds]
         if self.temporal:
             rows = [torch.cat([r, self.clocks[i]]) for i, r in zip(kinds, rows, strict=True)]
         seen = (features @ torch.cat(rows, 1)).unflatten(-1, (len(kinds), self.d))  # [B, S, kinds, D]
+
+        def look(hop: int, u: Tensor) -> Tensor:
+            return (seen[:, :, self.index("A", hop)] @ u[:, :, None])[:, :, 0]
+
+        def read(hop: int, p: Tensor) -> Tensor:
+            return (p[:, None, :] @ seen[:, :, self.index("C", hop)])[:, 0]
+
+        return self._hops(look, read, exists, asked, linear)
+
+    def answer_from(
+        self, sentences: Tensor, number: Tensor, age: Tensor, asked: Tensor, linear: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, where memories are numbers [B, S] of few different `sentences` (features [U, F']): each is embedded once,
+        scores are looked up by number, and attention is added up by number before it reads. `age` [B, S] is -1 where none is.
+        """
+        exists = (age >= 0) & (age < self.memory)
+        clock = age.clamp(0, self.memory - 1)
+        kinds = range(self.hops + 1 if self.tying == "adjacent" else 2)
+        embedded = [sentences @ self._rows(self.tables[i]) for i in kinds]
+
+        def look(hop: int, u: Tensor) -> Tensor:
+            i = self.index("A", hop)
+            scores = (u @ embedded[i].T).gather(1, number)
+            return scores + (u @ self.clocks[i].T).gather(1, clock) if self.temporal else scores
+
+        def read(hop: int, p: Tensor) -> Tensor:
+            i = self.index("C", hop)
+            o = p.new_zeros(len(p), len(sentences)).scatter_add(1, number, p) @ embedded[i]
+            return (
+                o + p.new_zeros(len(p), self.memory).scatter_add(1, clock, p) @ self.clocks[i] if self.temporal else o
+            )
+
+        return self._hops(look, read, exists, asked, linear)
+
+    def _hops(
+        self, look: Callable[[int, Tensor], Tensor], read: Callable[[int, Tensor], Tensor], exists: Tensor, asked: Tensor,
+        linear: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`look` gives scores [B, S] of a hop for u [B, D], `read` what attention [B, S] finds there."""
         question = asked @ self._rows(self.table("B"))
-        u, found, attention = question, question, []
+        u, found, attention = question, question, list[Tensor]()
         for hop in range(self.hops):
-            scores = (seen[:, :, self.index("A", hop)] @ u[:, :, None])[:, :, 0]
+            scores = look(hop, u)
             soft = scores.masked_fill(~exists, BANNED).softmax(-1)
             p = torch.where(linear, scores, soft) * exists
-            o = (p[:, None, :] @ seen[:, :, self.index("C", hop)])[:, 0]
-            found = o + (u if self.H is None else u @ self.H.T)
+            found = read(hop, p) + (u if self.H is None else u @ self.H.T)
             u = found if self.carry else question
             attention.append(p)
         logits = found @ self.table("W").T

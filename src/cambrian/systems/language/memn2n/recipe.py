@@ -18,7 +18,7 @@ from cambrian.engine.samples import Sample, Table, Texts
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.studies.many import Stacked
 from cambrian.systems.language.memn2n import _language, _show, _stories
-from cambrian.systems.language.memn2n.model import MemN2N, MemN2NLM, ages, memory_features, with_gaps, word_features
+from cambrian.systems.language.memn2n.model import MemN2N, MemN2NLM, ages, with_gaps, word_features
 
 
 @config
@@ -95,6 +95,8 @@ class MemN2NRecipe(Recipe[Config]):
             return
         self.groups = 1 if config.joint else len(data.info["tasks"])
         self.models = self.groups * config.restarts
+        bags = word_features(_stories.dictionary(data), int(data.info["vocab"]), config.encoding)
+        self.sentences = bags.repeat_interleave(config.restarts, 0).to(self.device)
         self.net = Stacked([self._model() for _ in range(self.models)])
         self.optim = self.optimiser(torch.optim.SGD, self.net.parameters(), lr=config.lr)
         self.extra = {
@@ -116,10 +118,10 @@ class MemN2NRecipe(Recipe[Config]):
         if self.text:
             return _language.step(self, batch)
         c, linear = self.config, self.extra["linear"].to(self.device)
-        story = batch["story"].transpose(0, 1)
-        gap = uniform(batch["key"], story.shape[2], stream=1) < c.noise
-        story, age = with_gaps(story, gap.expand(story.shape[:3]), c.memory)
-        losses = self._losses(self._run(story, age, batch, linear)[0], batch).sum(1)
+        number = batch["number"].transpose(0, 1)[..., None]
+        gap = uniform(batch["key"], number.shape[2], stream=1) < c.noise
+        number, age = with_gaps(number, gap.expand(number.shape[:3]), c.memory)
+        losses = self._losses(self._run(number[..., 0], age, batch, linear)[0], batch).sum(1)
         parameters = list(self.net.parameters())
         for p, gradient in zip(parameters, torch.autograd.grad(losses.sum(), parameters), strict=True):
             p.grad = gradient
@@ -130,14 +132,11 @@ class MemN2NRecipe(Recipe[Config]):
             self._end_of_epoch((self.iteration + 1) // per_epoch)
         return {"loss": losses.detach().mean() / len(batch["answer"]), "linear": linear.float().mean()}
 
-    def _run(self, story: Tensor, age: Tensor, batch: Batch, linear: Tensor) -> tuple[Tensor, Tensor]:
-        """Stories [G, B, S, J] -> logits [M, B, V] and attention [M, K, B, S]."""
-        c, vocab = self.config, int(self.data.info["vocab"])
-        clock = c.memory if c.temporal else 0
-        features, exists = memory_features(story, age, vocab, c.encoding, clock, c.memory)
-        asked = word_features(batch["query"].transpose(0, 1), vocab, c.encoding)
-        inputs = [x.repeat_interleave(c.restarts, 0) for x in (features, exists, asked)]
-        return self.net.call("answer", *inputs, linear)
+    def _run(self, number: Tensor, age: Tensor, batch: Batch, linear: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of sentences and their ages [G, B, S] -> logits [M, B, V] and attention [M, K, B, S]."""
+        asked = word_features(batch["query"].transpose(0, 1), int(self.data.info["vocab"]), self.config.encoding)
+        inputs = [x.repeat_interleave(self.config.restarts, 0) for x in (number, age, asked)]
+        return self.net.call("answer_from", self.sentences, *inputs, linear)
 
     def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy [M, B]."""
@@ -175,8 +174,8 @@ class MemN2NRecipe(Recipe[Config]):
             name: torch.zeros(self.models, tasks, device=self.device) for name in ("loss", "wrong", "last", "any_", "n")
         }
         for batch in self.batches(split, max(16, 1500 // self.models)):
-            story = batch["story"].transpose(0, 1)
-            logits, attention = self._run(story, ages(story), batch, self.extra["linear"].to(self.device))
+            number = batch["number"].transpose(0, 1)
+            logits, attention = self._run(number, ages(number[..., None]), batch, self.extra["linear"].to(self.device))
             support, counted, task, answer = (
                 batch[k].transpose(0, 1).repeat_interleave(self.config.restarts, 0)
                 for k in ("support", "counted", "task", "answer")
