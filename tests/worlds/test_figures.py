@@ -40,6 +40,18 @@ def test_the_figure_has_its_area_place_and_colour() -> None:
     torch.testing.assert_close(middle, shown.factors[:, 0], atol=0.01, rtol=0)
 
 
+def test_few_values_but_for_the_centre() -> None:
+    shown = figures.scene(sample_keys(0, 0, torch.arange(3000)), "few")
+    assert [len(column.unique()) for column in shown.factors.unbind(1)][2:] == [2, 4, 1]
+    assert len(shown.ground.unique(dim=0)) == len(figures.GROUNDS)
+    assert len(shown.factors[:, 0].unique()) > 1000
+    counts = torch.bincount(shown.form * 6 + shown.colour, minlength=24)
+    assert int(counts.min()) > 80
+    assert int(counts.max()) < 170
+    with pytest.raises(ConfigError, match="full, few"):
+        figures.load(variety="many")
+
+
 def test_noise_has_its_size() -> None:
     shown = figures.scene(sample_keys(0, 0, torch.arange(100)))
     noisy = figures.load(train=100, valid=1, test=1, noise=2.0).train[torch.arange(100)]["image"]

@@ -182,9 +182,7 @@ def blocks(mean_bits: np.ndarray, target: float = 10.0) -> list[np.ndarray]:
     if not np.isfinite(values).all() or not values.size:
         raise DataError("the mean cost of a latent must be finite")
     order = np.argsort(-values, kind="stable")
-    number = np.floor(np.maximum(values[order], 0.0).cumsum() / target - 1e-9).clip(0).astype(np.int64)
-    # what is left over (less than half a block) joins the block before it
-    last = number[-1]
-    if last > 0 and values[order][number == last].sum() < target / 2:
-        number[number == last] = last - 1
+    spent = np.maximum(values[order], 0.0).cumsum()
+    count = max(1, math.ceil(spent[-1] / (1.2 * target)))  # equal shares, none far above the target
+    number = np.floor(spent / max(spent[-1], 1e-12) * count - 1e-9).clip(0, count - 1).astype(np.int64)
     return [order[number == n] for n in np.unique(number)]

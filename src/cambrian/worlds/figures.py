@@ -5,6 +5,9 @@ Sample `i` of a split is a pure function of (seed, split, i). A figure is a sign
 over a linear gradient between two muted colours; a sensor adds normal noise of `noise` grey levels, so that no picture
 is trivial for a lossless coder.
 
+With `variety="few"` everything but the centre is one of a few values (a ground of six colours shaded in four directions,
+two radii), so that a picture holds some 20 bits: a world that a small model can learn in minutes.
+
     alpha(p) = clamp(1/2 - d(p) S, 0, 1)        d: distance to the outline in picture widths
 
 Shapes: N samples, S pixels a side.
@@ -24,6 +27,8 @@ from cambrian.errors import ConfigError
 FORMS = ("disc", "square", "triangle", "ring")
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 RGB = ((210, 50, 45), (50, 170, 70), (50, 80, 210), (235, 210, 60), (200, 70, 190), (60, 190, 200))
+GROUNDS = ((95, 105, 120), (150, 120, 95), (110, 145, 105), (165, 150, 160), (80, 90, 85), (125, 130, 160))
+VARIETIES = ("full", "few")
 FACTORS = ("x", "y", "size", "angle", "shade")
 SPLITS = ("train", "valid", "test")
 CHUNK = 2048
@@ -44,26 +49,28 @@ class Scene:
 
 def load(
     *, size: int = 16, train: int = 20_000, valid: int = 500, test: int = 1000, seed: int = 0, noise: float = 2.0,
-    stream: bool = False,
+    stream: bool = False, variety: str = "full",
 ) -> Data:  # fmt: skip
     """Figures as `Data` of kind `images`: `image` uint8 [N, 3, S, S], `label` int64 (form x colour), `form`, `colour`,
     `factors`. Held in memory, or with `stream` drawn whenever asked for.
     """
     if not 8 <= size <= 256 or noise < 0:
         raise ConfigError(f"figures have 8 to 256 pixels a side and noise of at least 0, not {size} and {noise}")
+    if variety not in VARIETIES:
+        raise ConfigError(f"variety is one of {', '.join(VARIETIES)}, not {variety!r}")
     counts = {"train": train, "valid": valid, "test": test}
-    splits = {name: _split(size, noise, seed, name, count, stream) for name, count in counts.items()}
+    splits = {name: _split(size, noise, seed, name, count, stream, variety) for name, count in counts.items()}
     names = [f"{colour} {form}" for form in FORMS for colour in COLOURS]
     info = {"shape": (3, size, size), "classes": names, "scale": 255, "forms": FORMS, "colours": COLOURS}
     return Data("figures", "images", splits["train"], splits["valid"], splits["test"], info)
 
 
-def _split(size: int, noise: float, seed: int, name: str, count: int, stream: bool) -> Split:
+def _split(size: int, noise: float, seed: int, name: str, count: int, stream: bool, variety: str) -> Split:
     number = SPLITS.index(name)
 
     def make(index: Tensor) -> Batch:
         key = sample_keys(seed, number, index)
-        shown = scene(key)
+        shown = scene(key, variety)
         image = render(shown, size, normal(key, 3 * size * size, stream=_NOISE).view(-1, 3, size, size) * noise)
         label = shown.form * len(COLOURS) + shown.colour
         return {
@@ -76,14 +83,20 @@ def _split(size: int, noise: float, seed: int, name: str, count: int, stream: bo
     return TensorSplit(**{field: torch.cat([part[field] for part in parts]) for field in parts[0]})
 
 
-def scene(key: Tensor) -> Scene:
+def scene(key: Tensor, variety: str = "full") -> Scene:
     """The scene of each key [N]: classes and factors independent and uniform, the figure within the picture."""
     draw = uniform(key, 8, stream=_FACTORS)
+    pick = integers(key, 3, len(FORMS) * len(COLOURS) * len(GROUNDS), stream=_CLASSES)
+    ground = 70 + 110 * draw[:, 5:8]
+    if variety == "few":
+        draw[:, 2] = (2 * draw[:, 2]).floor() * 0.5 + 0.25
+        draw[:, 3] = (4 * draw[:, 3]).floor() / 4 + 0.125
+        draw[:, 4] = 0.5
+        ground = torch.tensor(GROUNDS, dtype=torch.float32)[pick[:, 2] % len(GROUNDS)]
     radius = 0.16 + 0.14 * draw[:, 2]
     centre = radius[:, None] + (1 - 2 * radius[:, None]) * draw[:, :2]
-    pick = integers(key, 2, len(FORMS) * len(COLOURS), stream=_CLASSES)
     factors = torch.cat((centre, radius[:, None], draw[:, 3:5]), 1)
-    return Scene(pick[:, 0] % len(FORMS), pick[:, 1] % len(COLOURS), factors, 70 + 110 * draw[:, 5:8])
+    return Scene(pick[:, 0] % len(FORMS), pick[:, 1] % len(COLOURS), factors, ground)
 
 
 def distance(form: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ GRID = 2.0**-14
 PIXELS = DiscretizedGaussian(levels=256, step=1 / 128, min_log_sigma=-5.5, max_log_sigma=2.0)
 LIKELIHOODS = ("discretized", "gaussian", "bernoulli")
 PRIORS = ("learned", "standard")
+SPREADS = ("pixel", "picture")
 
 Choose = Callable[[int, DiagGaussian, DiagGaussian | None], Tensor]
 """`choose(slot, prior, posterior) -> z`: how the loop gets its latents; the posterior is None where no picture is read."""
@@ -42,7 +43,8 @@ class Drawing:
 class ConvDRAW(nn.Module, Pretrained):
     """A recurrent convolutional VAE of uint8 pictures [B, C, H, W], H and W divisible by 2^layers.
 
-    `feedback` shows the encoder what the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1);
+    `spread="picture"` gives all pixels of a picture one sigma, so that the bound counts the logarithm of the mean squared
+    error; with one a pixel, what is hard to draw is given up for what is easy. `feedback` shows the encoder what the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1);
     `steps=1` is the single-shot convolutional VAE with exactly as many parameters. `size` is what `sample` draws and
     what larger pictures are cut into by the codecs.
     """
@@ -61,9 +63,16 @@ class ConvDRAW(nn.Module, Pretrained):
         likelihood: str = "discretized",
         prior: str = "learned",
         feedback: bool = True,
+        spread: str = "pixel",
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS or prior not in PRIORS or layers not in (1, 2) or kernel % 2 == 0:
+        if (
+            likelihood not in LIKELIHOODS
+            or prior not in PRIORS
+            or spread not in SPREADS
+            or layers not in (1, 2)
+            or kernel % 2 == 0
+        ):
             raise ConfigError(
                 f"likelihood is one of {LIKELIHOODS}, prior of {PRIORS}, layers 1 or 2, kernel odd; "
                 f"not {likelihood!r}, {prior!r}, {layers}, {kernel}"
@@ -72,6 +81,7 @@ class ConvDRAW(nn.Module, Pretrained):
             raise ConfigError(f"scale is 2 or 4 and divides size, twice with two layers; not {scale} and {size}")
         self.channels, self.size, self.hidden, self.latent = channels, size, hidden, latent
         self.steps, self.layers, self.scale, self.likelihood = steps, layers, scale, likelihood
+        self.spread = spread
         self.learned, self.feedback, self.grid = prior == "learned", feedback, 0.0
         self.outputs = channels if likelihood == "bernoulli" else 2 * channels
         self.canvas = nn.Parameter(torch.zeros(self.outputs))
@@ -206,8 +216,12 @@ class ConvDRAW(nn.Module, Pretrained):
         return canvas[:, : self.channels]
 
     def pixel_params(self, canvas: Tensor) -> Tensor:
-        """(mu, log sigma) of every pixel [B, C, H, W, 2]; the canvas holds log variances."""
+        """(mu, log sigma) of every pixel [B, C, H, W, 2]; the canvas holds log variances, averaged over the picture with
+        `spread="picture"`.
+        """
         mu, logvar = canvas.chunk(2, 1)
+        if self.spread == "picture":  # on the grid again: a mean of exact numbers need not be exact
+            logvar = self._snap(logvar.mean((1, 2, 3), keepdim=True)).expand_as(mu)
         return torch.stack((mu, 0.5 * logvar - 3.0), -1)
 
     def picture(self, canvas: Tensor) -> Tensor:

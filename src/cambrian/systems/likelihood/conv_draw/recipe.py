@@ -21,7 +21,7 @@ from cambrian.engine.recipe import Recipe, action, recipe
 from cambrian.engine.samples import Curves, Gallery, Images, Plot, Table
 from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.systems.likelihood.conv_draw import _codec, _measure
-from cambrian.systems.likelihood.conv_draw.model import LIKELIHOODS, PRIORS, ConvDRAW
+from cambrian.systems.likelihood.conv_draw.model import LIKELIHOODS, PRIORS, SPREADS, ConvDRAW
 from cambrian.worlds import figures, photos
 
 WORLDS = ("figures", "photos")
@@ -32,8 +32,8 @@ RECENT = 0.02  # weight of the newest batch in the running mean of each latent's
 class Config:
     """Options of conv-draw."""
 
-    steps: int = option(1000, "training steps", low=1)
-    batch: int = option(32, "pictures per step", low=1)
+    steps: int = option(1800, "training steps", low=1)
+    batch: int = option(16, "pictures per step", low=1)
     size: int = option(16, "pixels a side; a folder's pictures are scaled and cropped to it", low=8, high=128)
     draws: int = option(4, "T, drawing steps", low=1, high=64)
     hidden: int = option(48, "maps of each ConvLSTM", low=1)
@@ -44,7 +44,9 @@ class Config:
     likelihood: str = option("discretized", "of the pixels", choices=LIKELIHOODS)
     prior: str = option("learned", "of the latents: read from the decoder, or N(0, 1)", choices=PRIORS)
     feedback: bool = option(True, "show the encoder what the canvas still lacks")
-    beta: float = option(0.3, "weight of the pixels against the latents at the end; 1 for likelihoods", low=1e-3)
+    spread: str = option("picture", "pixels share their sigma over a picture, or each has its own", choices=SPREADS)
+    variety: str = option("few", "of the world figures: full, or few values of most factors", choices=figures.VARIETIES)
+    beta: float = option(0.35, "weight of the pixels against the latents at the end; 1 for likelihoods", low=1e-3)
     beta_start: float = option(4.0, "the same at the start, falling for 60 % of the steps; free bits first", low=1e-3)
     lr: float = option(4e-3, "Adam's learning rate, at its top", low=0.0)
     codec: str = option("model", "who codes at evaluation", choices=("model", "jpeg", "jpeg2000", "webp"))
@@ -113,7 +115,7 @@ class ConvDRAWRecipe(Recipe[Config]):
         if source.kind != "world":
             return images.load(source, size=config.size)
         if source.value == "figures":
-            return figures.load(size=config.size)
+            return figures.load(size=config.size, variety=config.variety)
         if source.value == "photos":
             return photos.load(train=20_000, size=config.size, channels=3, standardise=False)
         raise ConfigError(f"conv-draw knows the worlds {', '.join(WORLDS)} and folders of pictures, not {source.value}")
@@ -123,7 +125,7 @@ class ConvDRAWRecipe(Recipe[Config]):
         self.model = ConvDRAW(
             channels=data.info["shape"][0], size=config.size, hidden=config.hidden, latent=config.latent,
             steps=config.draws, layers=config.layers, scale=config.scale, kernel=config.kernel,
-            likelihood=config.likelihood, prior=config.prior, feedback=config.feedback,
+            likelihood=config.likelihood, prior=config.prior, feedback=config.feedback, spread=config.spread,
         )  # fmt: skip
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optim = self.optimiser(torch.optim.Adam, self.model.parameters(), lr=config.lr)
