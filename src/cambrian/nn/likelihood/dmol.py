@@ -53,7 +53,7 @@ class DMOL:
         return (
             F.log_softmax(logits, -1),
             rest[..., :c, :],
-            rest[..., c : 2 * c, :].clamp(min=self.min_log_scale),
+            rest[..., c : 2 * c, :].clamp(self.min_log_scale, self.max_log_scale),
             coefficients,
         )
 
