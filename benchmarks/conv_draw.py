@@ -54,8 +54,8 @@ def coders() -> None:
     assert many.copy().pop_symbols(SYMBOLS, table).tolist() == symbols.tolist()
     timed: dict[str, Callable[[], object]] = {
         f"encode, {LANES} lanes": lambda: Stack(LANES).push_symbols(symbols, table),
+        "encode, whole numbers of Python": lambda: scalar(symbols.tolist(), table.tolist()),
         f"decode, {LANES} lanes": lambda: many.copy().pop_symbols(SYMBOLS, table),
-        "encode, scalar": lambda: scalar(symbols.tolist(), table.tolist()),
     }
     try:
         import constriction
