@@ -1,6 +1,7 @@
 """Pictures to bytes and back with a trained conv-draw.
 
-    b"CMBI"  version u8  mode u8  weights 4 bytes  torch major u8, minor u8  channels u8  CRC32 u32 of the decoded pixels and the next line
+    b"CMBI"  version u8  mode u8  weights 4 bytes  torch major u8, minor u8  channels u8
+    CRC32 u32 of the decoded pixels and of the next line
     N, height, width, kept blocks, tiles with one block more, seed (variable-length numbers), then the coded symbols
 
 Pictures of any size are padded by repeating their edges and cut into tiles of the model's own size. Both modes run the
@@ -78,7 +79,8 @@ class Header:
 @dataclass(frozen=True)
 class Encoded:
     """A coded stream: `payload` bytes of it are coded symbols, the rest is header; `picture` [N, C, H, W] is what it
-    decodes to; `blocks` of `all_blocks` were kept, and one more of the first `extra` tiles; `initial` random bits are inside the payload of a lossless stream.
+    decodes to; `blocks` of `all_blocks` were kept, and one more of the first `extra` tiles; `initial` random bits are
+    inside the payload of a lossless stream.
     """
 
     data: bytes

@@ -1,6 +1,6 @@
 """The network of conv-draw: one recurrent loop that training, sampling and both codecs run.
 
-Shapes: B batch, C channels, H x W pixels, T steps, Z latent maps, h x w = H/2 x W/2 (layer 1), half of that (layer 2).
+Shapes: B batch, C channels, H x W pixels, T steps, Z latent maps on h x w cells: H/scale x W/scale (layer 1), half (layer 2).
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class Drawing:
 
 
 class ConvDRAW(nn.Module, Pretrained):
-    """A recurrent convolutional VAE of uint8 pictures [B, C, H, W], H and W divisible by 2^layers.
+    """A recurrent convolutional VAE of uint8 pictures [B, C, H, W], H and W divisible by `scale` times `layers`.
 
-    `spread="picture"` gives all pixels of a picture one sigma, so that the bound counts the logarithm of the mean squared
-    error; with one a pixel, what is hard to draw is given up for what is easy. `feedback` shows the encoder what the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1);
-    `steps=1` is the single-shot convolutional VAE with exactly as many parameters. `size` is what `sample` draws and
-    what larger pictures are cut into by the codecs.
+    `spread="picture"` gives all pixels of a picture one sigma, so that the bound counts the logarithm of the mean
+    squared error; with one a pixel, what is hard to draw is given up for what is easy. `feedback` shows the encoder what
+    the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1); `steps=1` is the single-shot
+    convolutional VAE with exactly as many parameters. `scale` is the side of a cell of the LSTMs in pixels. `size` is
+    what `sample` draws and what larger pictures are cut into by the codecs.
     """
 
     def __init__(

@@ -142,7 +142,8 @@ class ConvDRAWRecipe(Recipe[Config]):
         loss = (self._beta() * nll + kl.sum(1)).mean()
         self.minimise(loss, self.optim, clip_norm=5.0 * batch["image"][0].numel())
         dims = math.log(2) * batch["image"][0].numel()
-        return {"loss": loss.detach() / dims, "pixels": nll.detach().mean() / dims, "latents": kl.detach().sum(1).mean() / dims}  # fmt: skip
+        parts = {"loss": loss, "pixels": nll.mean(), "latents": kl.sum(1).mean()}
+        return {name: value.detach() / dims for name, value in parts.items()}
 
     def _fall(self) -> float:
         """The factor of the step size: up for 50 steps, then down a cosine to a twentieth."""
