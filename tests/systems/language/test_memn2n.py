@@ -241,3 +241,8 @@ def test_keys_decide_the_noise() -> None:
     batch = {**recipe.data.train[torch.arange(8)], "key": sample_keys(0, 0, torch.arange(8))}
     again = MemN2NRecipe(small(noise=0.5), seed=3)
     assert float(recipe.step(batch)["loss"]) == float(again.step(batch)["loss"])
+
+
+def test_models_without_carry_train() -> None:
+    loop = Loop(MemN2NRecipe(small(carry=False), seed=3))
+    assert all(math.isfinite(loop.advance()["loss"]) for _ in range(3))

@@ -123,8 +123,9 @@ class MemN2NRecipe(Recipe[Config]):
         number, age = with_gaps(number, gap.expand(number.shape[:3]), c.memory)
         losses = self._losses(self._run(number[..., 0], age, batch, linear)[0], batch).sum(1)
         parameters = list(self.net.parameters())
-        for p, gradient in zip(parameters, torch.autograd.grad(losses.sum(), parameters), strict=True):
-            p.grad = gradient
+        found = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
+        for p, gradient in zip(parameters, found, strict=True):  # without carry, only the last hop is used
+            p.grad = torch.zeros_like(p) if gradient is None else gradient
         self._scale(parameters, linear)
         self.apply_gradients(self.optim, loss=losses.sum())
         per_epoch = len(self.data.split("train")) // c.batch
