@@ -109,8 +109,8 @@ def encode(
     """Code uint8 pictures [N, C, H, W] or [C, H, W].
 
     `lossless`: bits-back coding. `lossy`: relative-entropy coding of the latents of the first `steps` steps, or of as
-    many blocks as fit `bits_per_dim` (of the payload), or of all; what is not sent is the prior's mean, or a draw from it
-    (`lossy-sample`). Raises `ShapeError` for other pictures and `ConfigError` for other modes and ranges.
+    many blocks as fit `bits_per_dim` (of the payload), or of all; what is not sent is the prior's mean, or a draw
+    from it (`lossy-sample`). Raises `ShapeError` for other pictures and `ConfigError` for other modes and ranges.
     """
     image = image[None] if image.dim() == 3 else image
     _check(model, image, mode, steps, bits_per_dim)
@@ -132,8 +132,8 @@ def encode(
 
 
 def decode(model: ConvDRAW, data: bytes) -> Tensor:
-    """The pictures uint8 [N, C, H, W] of a stream. Raises `DataError` for damaged data and `CheckpointError` for another
-    model's, or one that another version of torch wrote.
+    """The pictures uint8 [N, C, H, W] of a stream. Raises `DataError` for damaged data and `CheckpointError` for
+    another model's, or one that another version of torch wrote.
     """
     header, body = read_header(data)
     major, minor = map(int, torch.__version__.split(".")[:2])
@@ -397,8 +397,8 @@ def _draw(
     twin: ConvDRAW, size: int, at: int, mode: str, seed: int, kept: int, extra: int,
     number_of: Callable[[int, int], np.ndarray],
 ) -> Tensor:  # fmt: skip
-    """The canvas of `size` tiles (`at` is the first one's number) from the draws of the first `kept` blocks, one more for
-    tiles below `extra`; `number_of(block, tile)` is called in the order of the stream.
+    """The canvas of `size` tiles (`at` is the first one's number) from the draws of the first `kept` blocks, one more
+    for tiles below `extra`; `number_of(block, tile)` is called in the order of the stream.
     """
     blocks = plan(twin)
 

@@ -114,8 +114,8 @@ def lossless(model: ConvDRAW, image: Tensor) -> list[dict[str, Any]]:
 
 
 def ordering(model: ConvDRAW, data: Data, n: int, seed: int) -> list[dict[str, Any]]:
-    """A judge's accuracy (form and colour together) with the first or the last share of the latents' bits kept, cut where
-    the mean cost of the latents, in the order of coding, reaches that share.
+    """A judge's accuracy (form and colour together) with the first or the last share of the latents' bits kept, cut
+    where the mean cost of the latents, in the order of coding, reaches that share.
     """
     held = data.split("test")
     judge = judge_of(data.train, held, len(data.info["classes"]), limit=8000, steps=1200)

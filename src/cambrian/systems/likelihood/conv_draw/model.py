@@ -1,6 +1,7 @@
 """The network of conv-draw: one recurrent loop that training, sampling and both codecs run.
 
-Shapes: B batch, C channels, H x W pixels, T steps, Z latent maps on h x w cells: H/scale x W/scale (layer 1), half (layer 2).
+Shapes: B batch, C channels, H x W pixels, T steps, Z latent maps on h x w cells; h = H/scale, half
+of that in layer 2.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PRIORS = ("learned", "standard")
 SPREADS = ("pixel", "picture")
 
 Choose = Callable[[int, DiagGaussian, DiagGaussian | None], Tensor]
-"""`choose(slot, prior, posterior) -> z`: how the loop gets its latents; the posterior is None where no picture is read."""
+"""`choose(slot, prior, posterior) -> z`: how the loop gets its latents; without a picture the posterior is None."""
 
 
 @dataclass
@@ -44,8 +45,8 @@ class ConvDRAW(nn.Module, Pretrained):
     """A recurrent convolutional VAE of uint8 pictures [B, C, H, W], H and W divisible by `scale` times `layers`.
 
     `spread="picture"` gives all pixels of a picture one sigma, so that the bound counts the logarithm of the mean
-    squared error; with one a pixel, what is hard to draw is given up for what is easy. `feedback` shows the encoder what
-    the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1); `steps=1` is the single-shot
+    squared error; with one a pixel, what is hard to draw is given up for what is easy. `feedback` shows the encoder
+    what the canvas still lacks; `prior="standard"` replaces the learned prior by N(0, 1); `steps=1` is the single-shot
     convolutional VAE with exactly as many parameters. `scale` is the side of a cell of the LSTMs in pixels. `size` is
     what `sample` draws and what larger pictures are cut into by the codecs.
     """
@@ -217,8 +218,8 @@ class ConvDRAW(nn.Module, Pretrained):
         return canvas[:, : self.channels]
 
     def pixel_params(self, canvas: Tensor) -> Tensor:
-        """(mu, log sigma) of every pixel [B, C, H, W, 2]; the canvas holds log variances, averaged over the picture with
-        `spread="picture"`.
+        """(mu, log sigma) of every pixel [B, C, H, W, 2]; the canvas holds log variances, averaged over the picture
+        with `spread="picture"`.
         """
         mu, logvar = canvas.chunk(2, 1)
         if self.spread == "picture":  # on the grid again: a mean of exact numbers need not be exact
@@ -314,8 +315,8 @@ class ConvDRAW(nn.Module, Pretrained):
         return _codec.decode(self, data)
 
     def exact(self) -> ConvDRAW:
-        """A float64 copy in which every product and sum is exact, so that no order of summation, batch size or number of
-        threads can change a bit: weights and everything that a convolution reads are multiples of 2^-14, their products
+        """A float64 copy in which every product and sum is exact, so that no order of summation, batch size or number
+        of threads can change a bit: weights and everything that a convolution reads are multiples of 2^-14, their products
         of 2^-28, and sums stay below 2^24, which float64's 53 bits hold. What is not exact (sigmoid, tanh) acts on
         single numbers and is rounded to the grid before it is read again.
         """

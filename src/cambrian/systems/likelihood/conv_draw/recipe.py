@@ -176,7 +176,7 @@ class ConvDRAWRecipe(Recipe[Config]):
         return {"bits_per_dim": (pixel + latent) / bits, "pixels": pixel / bits, "latents": latent / bits}
 
     def lossy(self, shown: Tensor) -> dict[str, float]:
-        """The codec at the configured rate, or with the latents of `keep` steps alone, the rest drawn from the prior."""
+        """The codec at the configured rate, or with the latents of `keep` steps, the rest drawn from the prior."""
         keep = self.config.keep
         if keep < 0:
             coded = _codec.encode(self.model, shown, bits_per_dim=self.config.rate)
@@ -304,7 +304,7 @@ class ConvDRAWRecipe(Recipe[Config]):
 
     @action
     def ordering(self, n: int = 500, seed: int = 0) -> Table:
-        """How well a judge names form and colour when only the first, or only the last, of the latents' bits are kept."""
+        """How well a judge names form and colour when only the first, or only the last, of the bits are kept."""
         self._needs_model()
         if "form" not in self.data.split("test")[torch.arange(1)]:
             raise CapabilityError("ordering needs pictures whose form and colour are known: the world figures")
