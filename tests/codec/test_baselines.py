@@ -22,7 +22,9 @@ def picture() -> np.ndarray:
 
 
 def test_a_jpegs_scan_is_what_streams_without_tables_hold(picture: np.ndarray) -> None:
-    """Pillow's image-only stream is SOI, JFIF, frame and scan header, scan, EOI: 55 bytes beyond the scan for colour."""
+    """Pillow's image-only stream is SOI, JFIF, frame and scan header, scan, EOI: 55 bytes beyond the scan for
+    colour.
+    """
     for quality in (5, 60):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling=2, streamtype=2)

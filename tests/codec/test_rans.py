@@ -74,7 +74,9 @@ def test_one_lane_is_the_textbook_number() -> None:
 @FEW
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 40), st.integers(2, 40), st.integers(6, 20))
 def test_symbols_come_back(seed: int, lanes: int, count: int, symbols: int, precision: int) -> None:
-    """Tables that change from symbol to symbol, counts that do not divide by the lanes, through bytes, over seed words."""
+    """Tables that change from symbol to symbol, counts that do not divide by the lanes, through bytes, over seed
+    words.
+    """
     rng = np.random.default_rng(seed)
     seeds = rng.integers(0, 1 << 32, lanes + int(rng.integers(0, 4)), dtype=np.uint32) if rng.random() < 0.5 else None
     stack = Stack(lanes, precision, seeds)

@@ -127,8 +127,8 @@ def mean_psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Multi-scale structural similarity of two pictures [H, W, C], mean over channels: as many of the five scales as fit
-    an 11-pixel window, their weights made to sum to 1. Raises `ShapeError` below 11 pixels.
+    """Multi-scale structural similarity of two pictures [H, W, C], mean over channels: as many of the five scales as
+    fit an 11-pixel window, their weights made to sum to 1. Raises `ShapeError` below 11 pixels.
     """
     if a.shape != b.shape or a.ndim != 3 or min(a.shape[:2]) < WINDOW:
         raise ShapeError(f"two equal pictures of at least {WINDOW} pixels are needed, not {a.shape} and {b.shape}")

@@ -1,4 +1,5 @@
-"""From probabilities to the whole-number frequencies of an entropy coder, each at least 1 so that everything can be coded.
+"""From probabilities to the whole-number frequencies of an entropy coder, each at least 1 so that everything can be
+coded.
 
 The cumulative distribution C is rounded, not the probabilities:
 

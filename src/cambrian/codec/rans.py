@@ -1,7 +1,7 @@
 """Range asymmetric numeral systems: an entropy coder that is a stack (Duda 2013, arXiv 1311.2540).
 
-A symbol of frequency f out of 2^p costs p - log2 f bits: coding pushes it onto one 64-bit number, decoding pops it. When
-the number outgrows its interval [2^31, 2^63), its low 32 bits move to a list of words.
+A symbol of frequency f out of 2^p costs p - log2 f bits: coding pushes it onto one 64-bit number, decoding pops it.
+When the number outgrows its interval [2^31, 2^63), its low 32 bits move to a list of words.
 
     push:  s' = (s // f) 2^p + start + s mod f
     pop:   c = s mod 2^p,  s' = f (s // 2^p) + c - start       where start <= c < start + f names the symbol

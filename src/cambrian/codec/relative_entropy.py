@@ -1,4 +1,5 @@
-"""Relative-entropy coding: send a draw from q, known to the sender only, to somebody who knows p, in about KL(q || p) bits.
+"""Relative-entropy coding: send a draw from q, known to the sender only, to somebody who knows p, in about KL(q || p)
+bits.
 
 Both sides can make the same K candidates from p; the sender picks one with probability proportional to q / p and sends
 its number (Havasi et al. 2019, arXiv 1810.00440). K must be about e^KL, so latents are sent in blocks of some ten bits:
@@ -7,7 +8,8 @@ its number (Havasi et al. 2019, arXiv 1810.00440). K must be about e^KL, so late
 
 The steps of 3 leave 1.5 spare bits on average, and take two bits less to code than every c would; with K = 2^KL the
 draws have about 1.1 times the variance of q. A block whose KL exceeds `SPLIT` bits for this picture is halved, which
-takes a class of its own. The class is coded adaptively. Candidates come from a counter-based generator (Philox), so the receiver makes the chosen one only.
+takes a class of its own. The class is coded adaptively. Candidates come from a counter-based generator (Philox), so
+the receiver makes the chosen one only.
 
 Shapes: D latents of a block, K candidates.
 """
@@ -143,7 +145,9 @@ class Receiver:
 
 
 def log_weights(drawn: np.ndarray, q: Normal, p: Normal) -> np.ndarray:
-    """log q / p of candidates [K, D] in units of p, up to a constant: a quadratic, so two matrix products; float64 [K]."""
+    """log q / p of candidates [K, D] in units of p, up to a constant: a quadratic, so two matrix products; float64
+    [K].
+    """
     ratio, shift = p[1] / q[1], (p[0] - q[0]) / q[1]
     squares = (0.5 - 0.5 * ratio**2).astype(np.float32)
     return (drawn * drawn @ squares).astype(np.float64) - drawn @ (ratio * shift).astype(np.float32)

@@ -1,12 +1,12 @@
-"""One coloured figure on a shaded ground, every visible factor known: a world in which "what is it" and "how does it look"
-can be told apart.
+"""One coloured figure on a shaded ground, every visible factor known: a world in which "what is it" and "how does it
+look" can be told apart.
 
 Sample `i` of a split is a pure function of (seed, split, i). A figure is a signed distance field drawn with clean edges
 over a linear gradient between two muted colours; a sensor adds normal noise of `noise` grey levels, so that no picture
 is trivial for a lossless coder.
 
-With `variety="few"` everything but the centre is one of a few values (a ground of six colours shaded in four directions,
-two radii), so that a picture holds some 20 bits: a world that a small model can learn in minutes.
+With `variety="few"` everything but the centre is one of a few values (a ground of six colours shaded in four
+directions, two radii), so that a picture holds some 20 bits: a world that a small model can learn in minutes.
 
     alpha(p) = clamp(1/2 - d(p) S, 0, 1)        d: distance to the outline in picture widths
 
@@ -37,8 +37,9 @@ _FACTORS, _CLASSES, _NOISE = 1, 2, 3  # streams of a key
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: `form` and `colour` int64 [N]; `factors` float32 [N, 5] in the order of FACTORS: the centre and the
-    radius in picture widths, the ground's direction in turns, its contrast in 0..1; `ground` float32 [N, 3] its colour.
+    """What is drawn: `form` and `colour` int64 [N]; `factors` float32 [N, 5] in the order of FACTORS: the centre and
+    the radius in picture widths, the ground's direction in turns, its contrast in 0..1; `ground` float32 [N, 3] its
+    colour.
     """
 
     form: Tensor

@@ -38,7 +38,7 @@ def pictures(n: int = 4, channels: int = 3, size: int = 8) -> Tensor:
     return figures.load(size=size, train=n, valid=1, test=1).train[torch.arange(n)]["image"][:, :channels]
 
 
-# -- the loop ------------------------------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------------------------------------
 
 
 def lstm(cell: Any, inputs: Tensor, extra: Tensor | float, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -128,7 +128,7 @@ def test_single_shot_has_the_same_parameters() -> None:
     assert sizes[0] == sizes[1]
 
 
-# -- the bound ----------------------------------------------------------------------------------------------------------
+# -- the bound -------------------------------------------------------------------------------------------------------
 
 
 def test_the_bound_is_torchs_and_below_the_evidence() -> None:
@@ -196,7 +196,7 @@ def test_every_parameter_learns(options: dict[str, Any]) -> None:
         assert parameter.grad.any() or model.steps == 1, name  # in one step, nothing is read from the zero state
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------------------------
 
 
 def test_reconstructions_and_samples() -> None:

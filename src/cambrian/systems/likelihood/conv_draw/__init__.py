@@ -3,8 +3,8 @@
 Karol Gregor, Frederic Besse, Danilo Jimenez Rezende, Ivo Danihelka, Daan Wierstra. NIPS 2016. arXiv 1604.08772.
 
 A recurrent convolutional VAE draws a picture in T steps: its early latents hold the gist, the later ones the detail.
-New was to read this as compression: send the latents of the first steps and let the model imagine the rest. The paper counts
-divergences; here the files are real, lossless by bits-back coding and lossy by relative-entropy coding.
+New was to read this as compression: send the latents of the first steps and let the model imagine the rest. The paper
+counts divergences; here the files are real, lossless by bits-back coding and lossy by relative-entropy coding.
 
 Claim: at 0.2 bits per dimension of real coded bytes, headers excluded for everybody, the lossy codec's mean PSNR on a
 montage of 64 test pictures is at least 1 dB above that of JPEG and of JPEG 2000 at no fewer bytes.

@@ -316,9 +316,9 @@ class ConvDRAW(nn.Module, Pretrained):
 
     def exact(self) -> ConvDRAW:
         """A float64 copy in which every product and sum is exact, so that no order of summation, batch size or number
-        of threads can change a bit: weights and everything that a convolution reads are multiples of 2^-14, their products
-        of 2^-28, and sums stay below 2^24, which float64's 53 bits hold. What is not exact (sigmoid, tanh) acts on
-        single numbers and is rounded to the grid before it is read again.
+        of threads can change a bit: weights and everything that a convolution reads are multiples of 2^-14, their
+        products of 2^-28, and sums stay below 2^24, which float64's 53 bits hold. What is not exact (sigmoid, tanh)
+        acts on single numbers and is rounded to the grid before it is read again.
         """
         twin = copy.deepcopy(self).cpu().double().eval().requires_grad_(False)
         twin.grid = GRID
