@@ -16,7 +16,7 @@ COLOURS = ("white", "yellow", "green", "gray")
 MEMBERS = ("Lily", "Bernhard", "Greg", "Julius", "Brian")
 FIGURES = ("triangle", "pink rectangle", "blue square", "red square", "red sphere", "yellow square")
 RELATIONS = {"above": (0, 1), "below": (0, -1), "to the right of": (1, 0), "to the left of": (-1, 0)}
-BOXES = ("box", "box of chocolates", "chest", "chocolate", "container", "suitcase")
+BOXES = ("container", "suitcase", "box", "chest", "box of chocolates", "chocolate")  # roughly from the biggest down
 MOODS = {"tired": ("bedroom", "pajamas"), "hungry": ("kitchen", "apple"), "thirsty": ("kitchen", "milk"),
          "bored": ("garden", "football")}  # fmt: skip
 ACTORS = ("Sumit", "Yann", "Antoine", "Jason")
@@ -107,8 +107,9 @@ def _holds(at: dict[str, tuple[int, int]], a: str, relation: str, b: str) -> boo
 
 
 def size(rng: random.Random) -> Story:
-    """18: does a thing fit in another, or is it bigger, from a chain of comparisons."""
-    chain = rng.sample(BOXES, 5)  # from the biggest down
+    """18: does a thing fit in another, or is it bigger, from a chain of comparisons; sizes vary about what is usual."""
+    usual = {name: i + 3 * rng.random() for i, name in enumerate(BOXES)}
+    chain = sorted(rng.sample(BOXES, 5), key=usual.__getitem__)  # from the biggest down
     pairs = [(i, i + 1) for i in range(4)]
     pairs += [pair for pair in ((0, 2), (1, 3), (2, 4)) if rng.random() < 0.4]
     rng.shuffle(pairs)
