@@ -117,7 +117,8 @@ class Stream:
         out = []
         while rows:
             # a context stack says something new whenever a block of its is over
-            m = min([rows, *(c.pool - self.time % c.pool for c in self.model.contexts)])
+            pools = [int(c.pool) for c in self.model.contexts]
+            m = min([rows, *(pool - self.time % pool for pool in pools)])
             made = self.machine.draw(m, None if noise is None else noise[:m], temperature, top_p)
             self.history = torch.cat((self.history, made), 1)[:, -self.model.receptive_field() :]
             self.time += m
