@@ -203,25 +203,25 @@ class PixelCNNppRecipe(Recipe[Config]):
     # -- files --------------------------------------------------------------------------------------------------------
 
     @action
-    def encode(self, input: Path, output: Path | None = None) -> Table:
+    def encode(self, input: str, output: str = "") -> Table:
         """Write a picture as a lossless file (default: its name with .cmbp), decode it again, and compare sizes with PNG."""
-        image = self._read(input)
+        image = self._read(Path(input))
         coded = _codec.encode(self.final, image, self._tile())
-        place = output or input.with_suffix(".cmbp")
+        place = Path(output) if output else Path(input).with_suffix(".cmbp")
         place.write_bytes(coded.data)
         same = torch.equal(_codec.decode(self.final, coded.data), image)
         rows: dict[str, Any] = {
             "file": str(place), "bytes": len(coded.data), "payload": coded.payload, "network's bytes": coded.bits / 8,
             "payload / network": 8 * coded.payload / coded.bits, "bits a sub-pixel": 8 * coded.payload / image.numel(),
-            "bytes of the input": input.stat().st_size, "decodes exactly": same,
+            "bytes of the input": Path(input).stat().st_size, "decodes exactly": same,
         }  # fmt: skip
         return Table(["what", "value"], [[name, value] for name, value in rows.items()])
 
     @action
-    def decode(self, input: Path) -> Gallery:
+    def decode(self, input: str) -> Gallery:
         """The picture of a file that `encode` wrote, as PNG."""
         try:
-            data = input.read_bytes()
+            data = Path(input).read_bytes()
         except OSError as error:
             raise DataError(f"{input}: cannot be read ({error.strerror})") from error
         image = _codec.decode(self.final, data)
