@@ -143,10 +143,10 @@ class PtrNetRecipe(Supervised[Config]):
         return Plot(answers_figure(self.data.info["task"], sets, answers, [cut(row) for row in batch["target"]]))
 
     @action
-    def solve(self, input: Path, beam: int = 4) -> Gallery:
+    def solve(self, input: str, beam: int = 4) -> Gallery:
         """Answer the sets of a CSV file (`x1,y1,x2,y2,...`, a set a line): valid answers, drawn and listed, beside the exact
         ones where those can be computed."""
-        data = point_sets.read(input, self.data.info["task"])
+        data = point_sets.read(Path(input), self.data.info["task"])
         parts = [data.split(name) for name in ("valid", "test", "train")]
         batches = [part[torch.arange(len(part))] for part in parts]
         batch = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
