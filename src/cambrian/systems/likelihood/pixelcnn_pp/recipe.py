@@ -80,6 +80,7 @@ class PixelCNNppRecipe(Recipe[Config]):
     }
     claims = (CLAIM,)
     headline = ("bits_per_dim", "lower")
+    without_gradient = ("averaged",)
 
     @classmethod
     def load_data(cls, config: Config, source: Source) -> Data:
