@@ -303,7 +303,11 @@ def test_planes_are_read_as_what_they_mean() -> None:
 
 def test_discrete_likelihoods_give_masses_to_the_levels_of_a_pixel() -> None:
     levels = (torch.arange(256) / 255.0).view(-1, 1, 1, 1)
-    for kind, grid in (("logistic", levels), ("categorical", (torch.arange(16) / 15.0).view(-1, 1, 1, 1))):
+    for kind, grid in (
+        ("logistic", levels),
+        ("categorical", (torch.arange(16) / 15.0).view(-1, 1, 1, 1)),
+        ("dmol", levels),
+    ):
         pixels = Pixels(kind, channels=1)
         raw = torch.randn(1, 1, pixels.planes, 1, 1, generator=seeded()) * 0.3
         mass = pixels.log_prob(raw.expand(1, len(grid), -1, -1, -1), grid).exp().sum()
@@ -312,6 +316,16 @@ def test_discrete_likelihoods_give_masses_to_the_levels_of_a_pixel() -> None:
         assert torch.isin((drawn * (len(grid) - 1)).round(), (grid * (len(grid) - 1)).round()).all()
         assert (drawn >= 0).all() and (drawn <= 1).all()
         torch.testing.assert_close((drawn * (len(grid) - 1)).round() / (len(grid) - 1), drawn, atol=1e-5, rtol=0)
+
+
+def test_the_mixture_takes_the_colours_of_a_pixel_together() -> None:
+    pixels = Pixels("dmol", channels=3, components=2)
+    raw = torch.randn(2, 5, pixels.planes, 2, 2, generator=seeded())
+    x = torch.randint(256, (5, 3, 2, 2), generator=seeded(1)) / 255.0
+    head, value = pixels.head, (x * 255).round() * 2 / 255 - 1
+    expected = torch.stack([head.log_prob(raw[k].movedim(1, -1), value.movedim(1, -1)).sum((1, 2)) for k in range(2)])
+    torch.testing.assert_close(pixels.log_prob(raw, x), expected)
+    assert pixels.planes == 20 and pixels.bins == 256 and pixels.mean(raw).shape == (2, 5, 3, 2, 2)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 16), (28, 28), (9, 13), (4, 4), (40, 24)])

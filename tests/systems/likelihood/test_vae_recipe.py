@@ -132,7 +132,7 @@ def test_uniform_weights_undo_importance_weighting(data: Data) -> None:
     "options",
     [{"objective": "dreg", "samples": 3}, {"objective": "stl"}, {"second": 2, "objective": "iwae", "samples": 3},
      {"flow": "iaf"}, {"flow": "planar"}, {"arch": "conv"}, {"model": "cvae", "learned_prior": True}, {"model": "m2", "labels": 20},
-     {"likelihood": "gaussian-scalar"}, {"likelihood": "categorical"}, {"objective": "wake-sleep"}, {"optimiser": "adagrad"}],
+     {"likelihood": "gaussian-scalar"}, {"likelihood": "categorical"}, {"likelihood": "dmol"}, {"objective": "wake-sleep"}, {"optimiser": "adagrad"}],
     ids=str,
 )  # fmt: skip
 def test_every_variant_learns(data: Data, options: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cambrian.errors import ShapeError
 
+FAR = -20.0  # sigmas below which the normal tail is taken from its asymptotic series
 NARROW = 1e-3  # below this width in sigmas a bin's mass is its density times its width
 
 
@@ -112,7 +113,11 @@ class DiscretizedGaussian(_Discretized):
     """Bins of a normal distribution (the exact-coding likelihood of Gregor et al. 2016's Gaussian pixels)."""
 
     def log_cdf(self, u: Tensor) -> Tensor:
-        return torch.special.log_ndtr(u)
+        # far out torch's slope is wrong in single precision, and then NaN: there the tail's own series is used
+        far = u < FAR
+        v = torch.where(far, u, u.new_full((), FAR)).square().reciprocal()
+        tail = -0.5 / v + 0.5 * torch.log(v) - 0.5 * math.log(2 * math.pi) + torch.log1p(v * (3 * v - 1))
+        return torch.where(far, tail, torch.special.log_ndtr(torch.where(far, u.new_full((), FAR), u)))
 
     def log_density(self, u: Tensor) -> Tensor:
         return -0.5 * u.square() - 0.5 * math.log(2 * math.pi)

@@ -18,7 +18,7 @@ times that of blocks transduced independently.
     search: h(j, b) = the best partial alignment of j symbols to b blocks, extended by 0..M-1 symbols and <e>
 
 Differs from the paper:
-- laptop preset: one layer of 128 cells each, batches of 32 and Adam with a step size that falls to zero, in place of
+- laptop preset: one layer of 64 cells each, batches of 32 and Adam with a step size that falls to zero, in place of
 3 + 3 layers of 250, batch 1 and SGD with momentum 0.9, halved when the dev log-probability drops
 - a block's first step reads `<e>`, in the search, in training and in decoding alike
 - keys are a linear map of the encoder's states, so that the dot product fits any width

@@ -27,7 +27,6 @@ is its logit; weights are Glorot's
 - wake-sleep is built as the baseline, Monte-Carlo EM is not
 - M2 without M1 below it; the classifier's weight alpha is per picture, the paper's alpha / N
 - IAF with one masked layer of 64 units a step and 32 context numbers; planar flows get u, w and b from the encoder
-- likelihoods of whole RGB pixels (DMOL) are not offered: channels are independent given z
 - flows take the divergence by sampling, so estimator B's lower variance is lost, and have no path gradient
 - pictures of a user's are cut square only where `size` is given; Frey faces and CelebA are read from a folder of files
 

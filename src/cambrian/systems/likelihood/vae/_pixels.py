@@ -13,8 +13,9 @@ from torch import Tensor
 from cambrian.errors import ConfigError
 from cambrian.nn.likelihood import Bernoulli, Categorical, Gaussian
 from cambrian.nn.likelihood.discretized import DiscretizedLogistic
+from cambrian.nn.likelihood.dmol import DMOL
 
-LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-scalar", "gaussian-pixel", "logistic", "categorical")
+LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-scalar", "gaussian-pixel", "logistic", "categorical", "dmol")
 
 
 class Pixels:
@@ -22,21 +23,22 @@ class Pixels:
 
     `gaussian` has the fixed deviation `sigma`; `gaussian-scalar` takes one log variance for all pixels, which the model
     learns; `gaussian-pixel` predicts one a pixel. `logistic` gives a mass to each of 256 levels, `categorical`
-    one to each of `levels`: only these compare in bits per dimension.
+    one to each of `levels`, and `dmol` is a mixture of `components` logistics over the colours of a pixel together (Salimans et
+    al. 2017): only these compare in bits per dimension.
     """
 
-    def __init__(self, kind: str, *, channels: int, sigma: float = 0.1, levels: int = 16) -> None:
+    def __init__(self, kind: str, *, channels: int, sigma: float = 0.1, levels: int = 16, components: int = 5) -> None:
         if kind not in LIKELIHOODS:
             raise ConfigError(f"no likelihood {kind!r}; use one of {', '.join(LIKELIHOODS)}")
         self.kind, self.channels, self.levels = kind, channels, levels
-        self.head = _head(kind, sigma, levels)
+        self.head = DMOL(components, channels) if kind == "dmol" else _head(kind, sigma, levels)
         outputs = 1 if kind == "gaussian-scalar" else self.head.n_params
-        self.planes = channels * outputs
+        self.planes = outputs if kind == "dmol" else channels * outputs
 
     @property
     def bins(self) -> int:
         """How many values a pixel can have; 0 for densities."""
-        known = {"bernoulli": 2, "categorical": self.levels, "logistic": 256}
+        known = {"bernoulli": 2, "categorical": self.levels, "logistic": 256, "dmol": 256}
         return known.get(self.kind, 0)
 
     def log_prob(self, raw: Tensor, x: Tensor, logvar: Tensor | None = None) -> Tensor:
@@ -64,6 +66,8 @@ class Pixels:
         if self.kind == "gaussian-scalar":
             assert logvar is not None
             return torch.stack((raw, logvar.expand_as(raw)), -1)
+        if self.kind == "dmol":
+            return raw.movedim(-3, -1)
         if self.planes == self.channels:
             return raw[..., None]
         return raw.unflatten(-3, (self.channels, -1)).movedim(-3, -1)
@@ -71,6 +75,8 @@ class Pixels:
     def _target(self, x: Tensor) -> Tensor:
         if self.kind == "categorical":
             return (x * (self.levels - 1)).round().long()
+        if self.kind == "dmol":
+            return ((x * 255.0).round() * (2.0 / 255.0) - 1.0).movedim(-3, -1)
         return self.head.centre((x * 255.0).round()) if self.kind == "logistic" else x
 
     def _picture(self, values: Tensor) -> Tensor:
@@ -78,6 +84,8 @@ class Pixels:
             return values.float() / (self.levels - 1)
         if self.kind == "logistic":
             values = 0.5 + values / (255.0 * self.head.step)
+        if self.kind == "dmol":
+            values = ((values + 1.0) / 2.0).movedim(-1, -3)
         return values.clamp(0.0, 1.0)
 
 
