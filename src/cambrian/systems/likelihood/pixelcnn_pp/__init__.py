@@ -6,7 +6,8 @@ Gives the exact probability of a picture, pixel by pixel, each from all before i
 without loss. New were a mixture of logistics over the grey levels in place of a 256-way softmax, two streams of shifted convolutions
 without masks, and down-sampling with short-cuts in place of wide kernels.
 
-Claim: after 100 steps the mixture of logistics has at least 0.3 bits a sub-pixel less than a 256-way softmax on the same network.
+Claim: after 100 steps the mixture of logistics has at least 0.3 bits a sub-pixel less than a 256-way softmax on the same network,
+and after 300 still no more.
 
     u  sees the rows above,  l  sees the rows above and the pixels to the left
     c_1 = conv(f(x)) + W f(a),  c_2 = conv(dropout f(c_1)) + V h,  (p, q) = c_2,  x <- x + p sigmoid(q),  f(x) = elu([x, -x])

@@ -57,8 +57,8 @@ class PixelCNNpp(nn.Module, Pretrained):
     """Pictures x [B, C, H, W] in [-1, 1] -> outputs [B, P, H, W], those of a pixel from the pixels before it alone.
 
     `stages` resolutions, each with `blocks` pairs of gated blocks on the way up and one more on the way down below the top;
-    H and W are multiples of 2^(stages - 1). `shortcuts=False` cuts the connections from the way up. `order` permutes the grey
-    levels before the network and the likelihood see them (a check of the claim).
+    H and W are multiples of 2^(stages - 1). `shortcuts=False` cuts the connections from the way up. `shuffled` permutes the
+    grey levels, by one fixed permutation, before the network and the likelihood see them (a check of the claim).
     """
 
     def __init__(
