@@ -6,7 +6,8 @@ Every network takes float images `[B, C, H, W]` in [0, 1] (normalisation is its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from cambrian.errors import ConfigError
 from cambrian.nn.zoo.classic import AlexNet, LeNet, NiN
+from cambrian.nn.zoo.inception import InceptionNet
 from cambrian.nn.zoo.parts import Normalise, initialise, make_activation
 from cambrian.nn.zoo.residual import BasicBlock, ResNet
 from cambrian.nn.zoo.small import MLP, SmallConv
@@ -26,12 +28,14 @@ __all__ = [
     "VGG",
     "AlexNet",
     "BasicBlock",
+    "InceptionNet",
     "LeNet",
     "NiN",
     "Normalise",
     "ResNet",
     "SmallConv",
     "build",
+    "fitted",
     "initialise",
     "make_activation",
 ]
@@ -44,9 +48,14 @@ _MAKERS: dict[str, Callable[..., nn.Module]] = {
     "alexnet-64": partial(AlexNet, size=64, stem_stride=2, hidden=512, width=0.25),
     "nin": NiN,
     "nin-imagenet": partial(NiN, layout="imagenet", classes=1000),
+    "inception-mini": InceptionNet,
+    "resnet-mini": partial(ResNet, blocks=(1, 1, 1), widths=(16, 32, 64)),
+    "resnet-20": partial(ResNet, blocks=(3, 3, 3), widths=(16, 32, 64)),
+    "resnet-56": partial(ResNet, blocks=(9, 9, 9), widths=(16, 32, 64)),
     "resnet-18": ResNet,
     "resnet-18-imagenet": partial(ResNet, stem="imagenet", classes=1000),
     "vgg-small": SmallConv,
+    "wide-elu": partial(SmallConv, widths=(32, 48, 64), pools=(0, 1), kernel=5, activation="elu"),
     "mlp": MLP,
     **{f"vgg-{plan.lower()}": partial(VGG, plan=plan) for plan in PLANS},
 }
@@ -58,3 +67,22 @@ def build(name: str, **arguments: Any) -> nn.Module:
     if name not in _MAKERS:
         raise ConfigError(f"no network {name!r} in the zoo; choose one of {', '.join(NAMES)}")
     return _MAKERS[name](**arguments)
+
+
+def fitted(
+    name: str, *, classes: int, channels: int, size: int, mean: Sequence[float], std: Sequence[float], **arguments: Any
+) -> nn.Module:
+    """A network by name for pictures `[B, channels, size, size]`: each constructor gets what it takes of the picture's
+    facts. Raises `ConfigError` for a name that is not there or an argument that the network does not take.
+    """
+    if name not in _MAKERS:
+        return build(name)
+    maker = _MAKERS[name]
+    known = inspect.signature(maker.func if isinstance(maker, partial) else maker).parameters
+    facts: dict[str, Any] = {"classes": classes, "channels": channels, "size": size, "mean": mean, "std": std}
+    if "inputs" in known:  # fully connected: one mean and deviation for all pixels
+        facts.update(inputs=channels * size * size, mean=sum(mean) / len(mean), std=sum(std) / len(std))
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise ConfigError(f"{name} takes no {unknown[0]}; it takes {', '.join(known)}")
+    return build(name, **{fact: value for fact, value in facts.items() if fact in known}, **arguments)

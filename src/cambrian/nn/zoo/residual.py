@@ -16,10 +16,11 @@ from cambrian.nn.zoo.parts import Normalise, check_images, initialise, scaled
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm beside a shortcut: `[B, C, H, W]` -> `[B, C', H / stride, W / stride]`.
 
-    The shortcut is the identity, or a 1x1 convolution where the shape changes (option B of the paper).
+    The shortcut is the identity, or a 1x1 convolution where the shape changes (option B of the paper); without it the
+    block is a plain stack of two layers.
     """
 
-    def __init__(self, *, inputs: int, outputs: int, stride: int = 1) -> None:
+    def __init__(self, *, inputs: int, outputs: int, stride: int = 1, plain: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -27,15 +28,15 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu2 = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        self.shortcut: nn.Module | None = None if plain else nn.Identity()
+        if not plain and (stride != 1 or inputs != outputs):
             conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu2(y + self.shortcut(x))
+        return self.relu2(y if self.shortcut is None else y + self.shortcut(x))
 
 
 class ResNet(Pretrained, nn.Module):
@@ -43,7 +44,7 @@ class ResNet(Pretrained, nn.Module):
 
     `stem` "small" (3x3, no pooling) or "imagenet" (7x7 of stride 2 and pooling; 11,689,512 parameters at 1,000
     classes). `blocks=(3, 3, 3), widths=(16, 32, 64)` is the paper's 20-layer net for CIFAR with projections.
-    `zero_gamma` starts each block as the identity (Goyal et al. 2017, section 5.1).
+    `zero_gamma` starts each block as the identity (Goyal et al. 2017, section 5.1); `plain` leaves all shortcuts out.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ResNet(Pretrained, nn.Module):
         width: float = 1.0,
         stem: str = "small",
         zero_gamma: bool = False,
+        plain: bool = False,
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
     ) -> None:
@@ -73,7 +75,8 @@ class ResNet(Pretrained, nn.Module):
         for stage, (count, outputs) in enumerate(zip(blocks, wide, strict=True), start=1):
             for number in range(1, count + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
-                stages[f"block{stage}_{number}"] = BasicBlock(inputs=inputs, outputs=outputs, stride=stride)
+                block = BasicBlock(inputs=inputs, outputs=outputs, stride=stride, plain=plain)
+                stages[f"block{stage}_{number}"] = block
                 inputs = outputs
         self.body = nn.Sequential(stages)
         head = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(inputs, classes))

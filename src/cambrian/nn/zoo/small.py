@@ -13,7 +13,7 @@ from cambrian.nn.zoo.parts import Normalise, check_images, initialise, make_acti
 
 
 class SmallConv(Pretrained, nn.Module):
-    """3x3 convolution, batch norm, ReLU, one block for each entry of `widths`; 2x2 pooling after the blocks in `pools`.
+    """Convolution, batch norm, activation, one block for each entry of `widths`; 2x2 pooling after the blocks in `pools`.
 
     Ends in the global average and one linear layer; images may have any size that survives the pooling.
     """
@@ -26,6 +26,8 @@ class SmallConv(Pretrained, nn.Module):
         widths: Sequence[int] = (12, 12, 24, 24, 48),
         pools: Sequence[int] = (1, 3),
         bn: bool = True,
+        kernel: int = 3,
+        activation: str = "relu",
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
     ) -> None:
@@ -36,10 +38,10 @@ class SmallConv(Pretrained, nn.Module):
         self.normalise = Normalise(mean, std)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for number, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False)):
-            layers[f"conv{number + 1}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not bn)
+            layers[f"conv{number + 1}"] = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not bn)
             if bn:
                 layers[f"bn{number + 1}"] = nn.BatchNorm2d(outputs)
-            layers[f"relu{number + 1}"] = nn.ReLU()
+            layers[f"{activation}{number + 1}"] = make_activation(activation)
             if number in pools:
                 layers[f"pool{number + 1}"] = nn.MaxPool2d(2)
         self.body = nn.Sequential(layers)
