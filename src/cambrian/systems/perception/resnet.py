@@ -52,6 +52,7 @@ class Config(TrainingConfig):
             raise ConfigError(f"plain takes the shortcuts out of a resnet; {self.net} has none")
 
 
+DEEP: dict[str, object] = {"net": "resnet-56", "width": 0.5, "size": 16, "steps": 300}
 CLAIM = Claim(
     name="shortcuts",
     statement="A 56-layer network with shortcuts tells 17 photographs apart by standardised crops at least 5 points "
@@ -60,10 +61,10 @@ CLAIM = Claim(
     direction="higher",
     margin=0.05,
     paper="figure 6 (CIFAR-10): the 56-layer plain net is worse than the 20-layer one; ResNet-56 has 6.97 % errors",
-    arms={"residual": Arm(), "plain": Arm({"plain": True})},
+    arms={"residual": Arm(DEEP), "plain": Arm({**DEEP, "plain": True})},
     system="residual",
     baselines=("plain",),
-    sabotage=Arm({"plain": True}),
+    sabotage=Arm({**DEEP, "plain": True}),
     seeds=(0, 1, 2),
 )
 
@@ -74,7 +75,7 @@ class ResNetRecipe(Classifier[Config]):
 
     presets = {
         "smoke": Config(steps=60, net="resnet-mini", samples=1000, lr=0.1),
-        "laptop": Config(steps=300, net="resnet-56", width=0.5, size=16, samples=6000, lr=0.1),
+        "laptop": Config(steps=600, lr=0.1),
         "paper": Config(
             steps=64_000, batch=128, net="resnet-56", lr=0.1, weight_decay=1e-4, schedule="plateau", flip=True, crop=4,
             channels=3,
