@@ -16,6 +16,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.recipe import Supervised
 from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.inspect import Space, wrap
+from cambrian.inspect.controls import reinitialised, spearman
 from cambrian.systems.explain.linear_probes.model import (
     STRENGTHS,
     Moments,
@@ -23,8 +24,6 @@ from cambrian.systems.explain.linear_probes.model import (
     Reduce,
     logistic,
     probe_points,
-    reinitialised,
-    spearman,
 )
 from cambrian.systems.explain.linear_probes.recipe import LinearProbes, MonitorOptions, Options, ProbeMonitor, bypassed
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from cambrian.errors import CapabilityError, ConfigError, DataError
+from cambrian.errors import ConfigError, DataError
 from cambrian.inspect.hooks import find
 from cambrian.inspect.results import Row
 from cambrian.inspect.target import Target
@@ -277,36 +275,6 @@ class Probes:
             return len(target.classes)
         column = [_factor(meta, self.labels) for _, _, meta in target.batches("train")]
         return int(torch.cat(column).max()) + 1
-
-
-def spearman(a: list[float], b: list[float]) -> float:
-    """Rank correlation with average ranks for ties; 0 when one side is constant."""
-    ranks = [_ranks(np.asarray(values, dtype=float)) for values in (a, b)]
-    centred = [r - r.mean() for r in ranks]
-    norm = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float((centred[0] * centred[1]).sum() / norm) if norm > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return ((last - counts + 1 + last) / 2)[inverse]
-
-
-def reinitialised(module: nn.Module, seed: int) -> nn.Module:
-    """A copy with fresh weights and statistics from each layer's own `reset_parameters`, the control of every probe.
-
-    Raises `CapabilityError` when a layer with weights of its own has no such method.
-    """
-    fresh = copy.deepcopy(module)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, part in fresh.named_modules():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
-            elif any(True for _ in part.parameters(recurse=False)):
-                raise CapabilityError(f"layer {name!r} ({type(part).__name__}) cannot be re-initialised")
-    return fresh
 
 
 def depth_figure(curves: Mapping[str, list[Row]]):

@@ -32,6 +32,7 @@ from cambrian.engine.roles import (
 from cambrian.engine.samples import Curves
 from cambrian.engine.targets import trained
 from cambrian.errors import CapabilityError, DataError
+from cambrian.inspect.controls import reinitialised, spearman
 from cambrian.inspect.hooks import watch
 from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import ModuleTarget, Space, Target, wrap
@@ -42,8 +43,6 @@ from cambrian.systems.explain.linear_probes.model import (
     Probes,
     Reduce,
     depth_figure,
-    reinitialised,
-    spearman,
 )
 
 # -- explain ---------------------------------------------------------------------------------------------------------
