@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from cambrian.codec import files
 from cambrian.engine import registry
@@ -47,3 +49,24 @@ def trained(
     for module in loop.recipe.modules().values():
         module.eval()
     return loop.recipe
+
+
+def kept(slug: str, facts: Mapping[str, Any], module: nn.Module, train: Callable[[nn.Module], object]) -> nn.Module:
+    """`module` after `train(module)`, in evaluation mode; its weights come from the cache when system `slug`, with its
+    present code, trained a module of the same `facts` (plain values: sizes, seed) before.
+
+    For networks that no recipe trains: a study's own pictures or labels. Processes wait for one another.
+    """
+    key = json.dumps([slug, dict(facts), registry.code_hash(slug)], sort_keys=True)
+    folder = runs_root() / ".targets" / f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder, keep=1)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if checkpoints.steps():
+            module.load_state_dict(checkpoints.load(checkpoints.steps()[-1])["module"])
+        else:
+            train(module)
+            files.replace_json(folder / "target.json", {"slug": slug, "facts": dict(facts)})
+            checkpoints.save(1, {"module": dict(module.state_dict())})
+    return module.eval()
