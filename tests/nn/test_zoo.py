@@ -10,6 +10,7 @@ from torch import nn
 
 from cambrian.errors import ConfigError, ShapeError
 from cambrian.nn import zoo
+from cambrian.nn.zoo.inception import Inception
 
 # networks and the counts of their papers, or of the widely used ports
 COUNTS = {
@@ -21,6 +22,8 @@ COUNTS = {
     "alexnet": (61_100_840, {}),
     "resnet-18-imagenet": (11_689_512, {}),
     "resnet-18": (11_173_962, {}),
+    "resnet-20": (269_722 + 2_752, {}),  # the known count of the paper's net, and two 1x1 projections with batch norm
+    "resnet-56": (853_018 + 2_752, {}),
     "nin": (966_986, {}),
     "lenet-5": (431_080, {}),
     "lenet-300-100": (266_610, {}),
@@ -41,6 +44,9 @@ def test_parameter_counts(name: str) -> None:
         ("alexnet-64", {"width": 0.1}, (3, 64, 64)),
         ("nin", {"width": 0.1}, (3, 32, 32)),
         ("resnet-18", {"width": 0.1}, (3, 32, 32)),
+        ("resnet-mini", {"channels": 1, "plain": True}, (1, 28, 28)),
+        ("inception-mini", {}, (3, 32, 32)),
+        ("wide-elu", {"channels": 3}, (3, 32, 32)),
         ("lenet-5", {}, (1, 28, 28)),
         ("lenet-1998", {"size": 32}, (1, 32, 32)),
         ("vgg-small", {}, (1, 28, 28)),
@@ -77,6 +83,34 @@ def test_five_by_five_pair_sees_as_far_and_has_more_parameters() -> None:
         model.features(x, last)[0, :, 24, 24].sum().backward()
         touched = x.grad[0].sum(0).nonzero()
         assert (touched.max(0).values - touched.min(0).values + 1).tolist() == [5, 5]
+
+
+def test_without_its_shortcut_a_block_is_the_plain_stack() -> None:
+    torch.manual_seed(0)
+    block, plain = (zoo.BasicBlock(inputs=4, outputs=4, plain=flag).eval() for flag in (False, True))
+    plain.load_state_dict(block.state_dict())
+    x = torch.rand(2, 4, 6, 6)
+    inner = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    torch.testing.assert_close(plain(x), inner.relu())
+    torch.testing.assert_close(block(x), (inner + x).relu())
+
+
+def test_an_inception_module_keeps_its_branches_in_order() -> None:
+    torch.manual_seed(0)
+    module = Inception(inputs=3, widths=(1, 2, 3, 2, 4, 5)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    out = module(x)
+    assert out.shape == (2, 1 + 3 + 4 + 5, 8, 8) and module.outputs == 13
+    torch.testing.assert_close(out[:, 4:8], module.five(x))
+    torch.testing.assert_close(out[:, 8:], module.pooled[1](nn.functional.max_pool2d(x, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("name", ["lenet-300-100", "lenet-5", "vgg-small", "resnet-mini", "inception-mini", "wide-elu"])
+def test_networks_are_fitted_to_the_pictures(name: str) -> None:
+    model = zoo.fitted(name, classes=5, channels=3, size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)).eval()
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 5)
+    with pytest.raises(ConfigError, match="takes no wings"):
+        zoo.fitted(name, classes=5, channels=3, size=24, mean=(0.5,), std=(0.2,), wings=2)
 
 
 def test_local_response_normalisation_is_krizhevskys() -> None:

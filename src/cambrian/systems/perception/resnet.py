@@ -52,6 +52,18 @@ class Config(TrainingConfig):
             raise ConfigError(f"plain takes the shortcuts out of a resnet; {self.net} has none")
 
 
+_GLYPHS: dict[str, object] = {"characters": "alnum", "channels": 3, "samples": 8000}
+GLYPH_TARGETS: dict[str, dict[str, object]] = {
+    "lenet-5": {**_GLYPHS, "net": "lenet-5", "lr": 0.01, "steps": 400},
+    "vgg-small": {**_GLYPHS, "net": "vgg-small", "lr": 0.1, "steps": 800},
+    "resnet-mini": {**_GLYPHS, "net": "resnet-mini", "lr": 0.05, "steps": 600},
+    "inception-mini": {**_GLYPHS, "net": "inception-mini", "lr": 0.1, "steps": 500},
+    "wide-elu": {**_GLYPHS, "net": "wide-elu", "lr": 0.05, "steps": 1000},
+}
+"""Five unlike networks on 36 coloured characters, each above 90 % in under a CPU-minute, for studies of verbs:
+`targets.trained("resnet", data="glyphs", overrides=GLYPH_TARGETS["lenet-5"])`.
+"""
+
 DEEP: dict[str, object] = {"net": "resnet-56", "width": 0.5, "size": 16, "steps": 300}
 CLAIM = Claim(
     name="shortcuts",
