@@ -10,7 +10,7 @@ from cambrian.cli.method_verb import common_arguments, show
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The run and the methods."""
     common_arguments(parser, "attacker")
-    parser.add_argument("-n", type=int, default=256, help="how many inputs (default 256)")
+    parser.add_argument("-n", "--n", type=int, default=256, help="how many inputs (default 256)")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
 
 

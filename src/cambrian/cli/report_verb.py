@@ -10,7 +10,7 @@ from cambrian.cli.console import json_option, print_json
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The run."""
     parser.add_argument("run", nargs="?", default="last")
-    parser.add_argument("-n", type=int, default=16, help="how many samples to show")
+    parser.add_argument("-n", "--n", type=int, default=16, help="how many samples to show")
     json_option(parser)
 
 

@@ -11,7 +11,7 @@ from cambrian.cli.console import json_option, print_json
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The run and how many."""
     parser.add_argument("run", nargs="?", default="last")
-    parser.add_argument("-n", type=int, default=16, help="how many samples (default 16)")
+    parser.add_argument("-n", "--n", type=int, default=16, help="how many samples (default 16)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder to write to (default: the run's artifacts)")
     json_option(parser)
