@@ -49,9 +49,25 @@ class Method(Generic[C]):
 
     slug: ClassVar[str]
     role: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    """What compressors, explainers and attackers need of a target: names of `inspect.target.NEEDS`."""
+    quick: ClassVar[Mapping[str, Any]] = {}
+    """Options with which the method takes seconds, for `cambrian matrix`."""
 
     def __init__(self, options: C | None = None) -> None:
         self.options: C = options if options is not None else config_type(type(self))()
+
+    def require(self, target: Target) -> None:
+        """Raise `CapabilityError` with every reason why the method does not apply to a target."""
+        reasons = self.lacks(target)
+        if reasons:
+            raise CapabilityError(f"{self.slug} does not apply to this target: {'; '.join(reasons)}")
+
+    @classmethod
+    def lacks(cls, target: Target) -> list[str]:
+        """Why the method does not apply to a target; empty when it does."""
+        offered = target.offers()
+        return [reason for need in cls.needs if (reason := offered[need]) is not None]
 
 
 class TrainingMethod(Method[C]):

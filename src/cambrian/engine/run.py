@@ -204,11 +204,10 @@ class Run:
         raise AttributeError(f"a run of {self.spec.slug} has neither attribute nor action {name!r}")
 
     def target(self) -> Any:
-        """The trained classifier, as compress, explain and attack take it."""
-        recipe = self.recipe()
-        for module in recipe.modules().values():
-            module.eval()
-        return recipe.target()
+        """The trained classifier, as compress, explain and attack take it; of a verb's result, what that verb left."""
+        from cambrian.engine.subjects import target_of
+
+        return target_of(self)
 
     def save_pretrained(self, folder: str | os.PathLike[str], network: str | None = None) -> Path:
         """Export a network in the Hub's layout, with a card that tells the run's figures and the measured claim.

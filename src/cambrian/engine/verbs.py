@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 
-from cambrian.codec import files
-from cambrian.engine import methods
+from cambrian.codec import files, tensors
+from cambrian.engine import methods, registry, subjects
 from cambrian.engine.report import card_html, environment_html, write
 from cambrian.engine.run import Run, RunSpec
 from cambrian.engine.samples import Plot, Table
-from cambrian.errors import CapabilityError, ConfigError
+from cambrian.errors import ConfigError
 
 
 def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
     """Apply the compressors of `with_` in order, each to what the one before left."""
-    chosen = _chosen(with_, "compressor")
     target = parent.target()
+    chosen = _chosen(with_, "compressor", target)
     child = _child(parent, "compress", chosen, seed)
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
@@ -28,6 +28,7 @@ def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
         made = method.compress(target, folder, torch.Generator().manual_seed(seed))
         rows += [{"method": method.slug, **row} for row in made.rows]
         figures.update(made.figures)
+        child.update(file=str(made.file.relative_to(child.path)))
         if i + 1 < len(chosen):
             target = target.replaced(made.module)
     return _publish(child, rows, figures)
@@ -35,46 +36,59 @@ def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
 
 def explain(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
     """Apply the explainers of `with_`, each to the same trained model."""
-    chosen = _chosen(with_, "explainer")
     target = parent.target()
+    chosen = _chosen(with_, "explainer", target)
     child = _child(parent, "explain", chosen, seed)
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
+    relevance: dict[str, torch.Tensor] = {}
     for method in chosen:
         found = method.explain(target, torch.Generator().manual_seed(seed))
         rows += [{"method": method.slug, **row} for row in found.rows]
         figures.update({f"{method.slug} {name}": figure for name, figure in found.figures.items()})
+        relevance.update(found.relevance)
+    if relevance:
+        files.replace_bytes(child.artifacts / subjects.RELEVANCE, tensors.encode(relevance))
     return _publish(child, rows, figures)
 
 
 def attack(parent: Run, with_: Sequence[str], *, n: int = 256, split: str = "test", seed: int = 0) -> Run:
-    """Attack `n` samples of a split with each attacker of `with_`."""
+    """Attack `n` samples of a split with each attacker of `with_`; the result keeps the inputs of the last one."""
     if n < 1:
         raise ConfigError(f"the number of inputs must be at least 1, not {n}")
-    chosen = _chosen(with_, "attacker")
     target = parent.target()
+    chosen = _chosen(with_, "attacker", target)
     child = _child(parent, "attack", chosen, seed)
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
-    inputs = [(x, y) for x, y, _ in target.batches(split, n=n, seed=seed)]
-    x, y = torch.cat([x for x, _ in inputs]), torch.cat([y for _, y in inputs])
+    x, y, meta = _inputs(target, split, n, seed)
+    child.update(split=split)
     for method in chosen:
         result = method.attack(target, x, y, torch.Generator().manual_seed(seed))
         rows += [{"method": method.slug, **row} for row in result.rows]
         figures.update({f"{method.slug} {name}": figure for name, figure in result.figures.items()})
+        files.replace_bytes(child.artifacts / subjects.INPUTS, subjects.inputs(x, result.x_adv, y, meta))
     return _publish(child, rows, figures)
 
 
-def _chosen(with_: Sequence[str], role: str) -> list[Any]:
+def _inputs(target: Any, split: str, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """`n` samples of a split drawn by `seed` (all of them when it has fewer), and what the data knows of each."""
+    parts = list(target.batches(split, n=min(n, target.size(split)), seed=seed))
+    meta = {name: torch.cat([part[2][name] for part in parts]) for name in parts[0][2]}
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), meta
+
+
+def _chosen(with_: Sequence[str], role: str, target: Any) -> list[Any]:
+    """The methods, each checked against what the target offers before anything is written."""
     chosen = methods.parse_all(with_, role)
     if not chosen:
         raise ConfigError(f"name at least one {role} with --with")
+    for method in chosen:
+        method.require(target)
     return chosen
 
 
 def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Run:
-    if parent.info.get("verb"):
-        raise CapabilityError(f"run {parent.id} is a {parent.info['verb']} result; name the training run it came from")
     spec = RunSpec(
         parent.spec.slug, parent.spec.config, parent.spec.preset, seed, parent.spec.data, parent.spec.methods
     )
@@ -91,9 +105,8 @@ def _publish(child: Run, rows: Sequence[Mapping[str, Any]], figures: Mapping[str
         Plot(figure).save(child.artifacts, "".join(c if c.isalnum() else "-" for c in name.lower()))
     child.update(status="done", rows=plain)
     title = f"{child.info['verb']} {child.info['parent']}"
-    body = (
-        card_html(child.spec.slug) + f"<h2>{title}</h2>" + Table.of(plain).html() + shown + environment_html(child.info)
-    )
+    about = card_html(child.spec.slug) if child.spec.slug in registry.cards() else ""
+    body = about + f"<h2>{title}</h2>" + Table.of(plain).html() + shown + environment_html(child.info)
     write(child.path / "report.html", title, body)
     return child
 

@@ -36,10 +36,15 @@ class Compression:
 
 @dataclass
 class Explanation:
-    """Why a model answers as it does: one row per layer, unit or image, and pictures."""
+    """Why a model answers as it does: one row per layer, unit or image, and pictures.
+
+    `relevance` maps names of layers to the relevance `[C]` of each of their channels, for methods that find it: a
+    compressor can remove the least relevant ones.
+    """
 
     rows: list[Row]
     figures: dict[str, Figure] = field(default_factory=dict)
+    relevance: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

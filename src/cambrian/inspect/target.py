@@ -13,6 +13,7 @@ Shapes: B batch, K classes, `space.shape` one input.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +31,10 @@ from cambrian.inspect.layers import Layer, layer_table
 
 KINDS = ("image", "vector", "tokens", "audio")
 SPLITS = ("train", "valid", "test")
+NEEDS = ("grad_x", "grad_h", "logits", "labels_only", "decoder", "masks", "retrain", "image")
+"""What a method may need: gradients in inputs or features, scores, labels alone, a decoder, object masks, training data,
+pictures.
+"""
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
@@ -111,6 +116,7 @@ class Target(Protocol):
     def metric(self, module: nn.Module | None = None, split: str = "test") -> dict[str, float]: ...
     def check(self, x: Tensor, y: Tensor | None = None) -> None: ...
     def quiet(self) -> AbstractContextManager[nn.Module]: ...
+    def offers(self) -> dict[str, str | None]: ...
 
 
 class ModuleTarget:
@@ -133,10 +139,44 @@ class ModuleTarget:
         self.module, self.space, self.classes = module, space, [str(name) for name in classes]
         self._splits = _splits(data, fields)
         self._fields, self._finetune, self._loss, self._metrics = fields, finetune, loss, metrics
+        self.relevance: dict[str, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    def replaced(self, module: nn.Module) -> ModuleTarget:
+        """The same data, space and training with another network (a compressed one)."""
+        made = copy.copy(self)
+        made.module, made.relevance = module, None
+        return made
+
+    def with_split(self, name: str, x: Tensor, y: Tensor, meta: dict[str, Tensor] | None = None) -> ModuleTarget:
+        """The same network with other samples as split `name`: `x [N,...]` in the space, `y [N]`, `meta` by name."""
+        self.check(x, y)
+        made = copy.copy(self)
+        inputs, labels = self._fields
+        made._splits = {**self._splits, name: _Columns({inputs: x, labels: y, **(meta or {})})}
+        return made
+
+    def offers(self) -> dict[str, str | None]:
+        """What methods may ask of this target (`NEEDS`): None where it is there, else the reason why it is not."""
+        reasons: dict[str, str | None] = dict.fromkeys(NEEDS)
+        if self.space.kind == "tokens":
+            reasons["grad_x"] = "its inputs are tokens, which have no gradient"
+        if not self.classes:
+            reasons["logits"] = reasons["labels_only"] = "it has no classes"
+        if "train" not in self._splits:
+            reasons["retrain"] = "it has no training data"
+        if not any(self._knows(split, "mask") for split in ("test", "valid")):
+            reasons["masks"] = "its data does not say where the object is"
+        reasons["decoder"] = "it is a classifier, not a generative model"
+        if self.space.kind != "image":
+            reasons["image"] = f"its inputs are no pictures but of kind {self.space.kind}"
+        return reasons
+
+    def _knows(self, split: str, field: str) -> bool:
+        return split in self._splits and field in self._splits[split][torch.zeros(1, dtype=torch.int64)]
 
     def quiet(self) -> AbstractContextManager[nn.Module]:
         """Eval mode without parameter gradients for the time of a `with`; modes and flags are restored."""
@@ -269,15 +309,14 @@ def wrap(
     )
 
 
-class _Pairs:
-    """A split made of two tensors."""
+class _Columns:
+    """A split made of tensors by field."""
 
-    def __init__(self, inputs: Tensor, labels: Tensor, fields: tuple[str, str]) -> None:
-        if len(inputs) != len(labels) or not len(inputs):
-            raise DataError(
-                f"a split needs as many inputs as labels and at least one, got {len(inputs)} and {len(labels)}"
-            )
-        self.columns = dict(zip(fields, (inputs, labels), strict=True))
+    def __init__(self, columns: dict[str, Tensor]) -> None:
+        sizes = {name: len(column) for name, column in columns.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise DataError(f"a split needs as many inputs as labels and at least one, got {sizes}")
+        self.columns = columns
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -290,6 +329,9 @@ def _splits(data: Any, fields: tuple[str, str]) -> dict[str, Any]:
     if data is None:
         return {}
     if isinstance(data, dict):
-        return {name: _Pairs(*pair, fields) if isinstance(pair, tuple) else pair for name, pair in data.items()}
+        return {
+            name: _Columns(dict(zip(fields, pair, strict=True))) if isinstance(pair, tuple) else pair
+            for name, pair in data.items()
+        }
     found = {name: getattr(data, name, None) for name in SPLITS}
     return {name: split for name, split in found.items() if split is not None}
