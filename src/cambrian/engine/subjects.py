@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cambrian.codec import container, tensors
+from cambrian.codec import tensors
 from cambrian.engine import own
 from cambrian.engine.run import Run, find
 from cambrian.errors import CapabilityError, CheckpointError, RunError
+from cambrian.inspect import surgery
 from cambrian.inspect.target import ModuleTarget
 
 INPUTS, RELEVANCE = "inputs.safetensors", "relevance.safetensors"
@@ -67,8 +67,8 @@ def _compressed(run: Run, parent: ModuleTarget) -> ModuleTarget:
 
 
 def restore(parent: ModuleTarget, path: Path) -> Any:
-    """The network of a `.cmb` file, from the network that was compressed."""
-    return container.load(path, copy.deepcopy(parent.module))
+    """The network of a `.cmb` file, from the network that was compressed; its layers may have become smaller."""
+    return surgery.load(path, parent.module)
 
 
 def _attacked(run: Run, parent: ModuleTarget) -> ModuleTarget:

@@ -99,7 +99,7 @@ class Labels:
             made = self._sum(call, out[0])
         elif call.name in ("cat", "concat", "concatenate"):
             made = self._cat(call, out[0])
-        elif call.name in SHAPES:
+        elif call.name in SHAPES or (call.name == "__getitem__" and _whole_channels(call.args[1])):
             made = self._reshape(call, out[0])
         elif call.name in ("mean", "sum", "amax", "amin") and _leaves_axis_1(call, self.tape.values[call.inputs[0]]):
             made = self.of[call.inputs[0]]
@@ -199,7 +199,9 @@ class Labels:
         labels = self.of[call.inputs[0]]
         if before.ndim < 2 or out.ndim < 2 or out.shape[0] != before.shape[0]:
             return None
-        if out.shape[1] == before.shape[1] and not (call.name == "unsqueeze" and out.shape[:2] != before.shape[:2]):
+        if out.shape[1] == before.shape[1] and call.name != "unsqueeze":
+            return labels
+        if call.name == "unsqueeze" and _argument(call, 1, "dim") % out.ndim > 1:
             return labels
         if out.ndim == 2:
             return np.repeat(labels, out.shape[1] // len(labels))
@@ -208,6 +210,11 @@ class Labels:
 
 def _argument(call: Call, position: int, name: str) -> Any:
     return call.args[position] if len(call.args) > position else call.kwargs.get(name)
+
+
+def _whole_channels(index: Any) -> bool:
+    """Whether an index keeps all samples and channels: `[:, :, ...]`."""
+    return isinstance(index, tuple) and len(index) > 1 and all(part == slice(None) for part in index[:2])
 
 
 def _leaves_axis_1(call: Call, before: Tensor) -> bool:
