@@ -14,7 +14,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from cambrian.engine.api import attack, compress, evaluate, explain, list_systems, load, resume, runs, train, verify
+    from cambrian.engine.api import (
+        attack,
+        compress,
+        evaluate,
+        explain,
+        list_systems,
+        load,
+        matrix,
+        own_network,
+        resume,
+        runs,
+        train,
+        verify,
+    )
     from cambrian.engine.run import Run
 
 __all__ = [
@@ -25,6 +38,8 @@ __all__ = [
     "explain",
     "list_systems",
     "load",
+    "matrix",
+    "own_network",
     "resume",
     "runs",
     "train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cambrian.cli.method_verb import common_arguments, show
+from cambrian.cli.method_verb import common_arguments, show, subject
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +18,5 @@ def run(args: argparse.Namespace) -> int:
     """Apply the methods and print the table."""
     from cambrian.engine.api import attack
 
-    show(attack(args.run, args.with_, n=args.n, split=args.split, seed=args.seed), args.json)
+    show(attack(subject(args), args.with_, n=args.n, split=args.split, seed=args.seed), args.json)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cambrian.cli.method_verb import common_arguments, show
+from cambrian.cli.method_verb import common_arguments, show, subject
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,5 +16,5 @@ def run(args: argparse.Namespace) -> int:
     """Apply the methods and print the table."""
     from cambrian.engine.api import compress
 
-    show(compress(args.run, args.with_, seed=args.seed), args.json)
+    show(compress(subject(args), args.with_, seed=args.seed), args.json)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,22 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
 
 
 def print_records(records: Sequence[Mapping[str, Any]]) -> None:
-    """A table from dicts."""
+    """A table from dicts: a line for each record, or where that is wider than the terminal a line for each field."""
     columns = list(dict.fromkeys(k for r in records for k in r))
-    print_table(columns, [[r.get(c, "") for c in columns] for r in records])
+    rows = [[r.get(c, "") for c in columns] for r in records]
+    across = _width(columns, rows)
+    turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(columns)]
+    room = shutil.get_terminal_size((120, 40)).columns
+    if across > room and len(records) > 0 and _width([""] * (len(rows) + 1), turned) <= room:
+        print_table([""] * (len(rows) + 1), turned)
+        return
+    print_table(columns, rows)
+
+
+def _width(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> int:
+    """Characters that a table needs in one line."""
+    widths = [max([len(name), *(len(number(row[i])) for row in rows)]) for i, name in enumerate(columns)]
+    return sum(widths) + 2 * len(widths)
 
 
 def number(value: Any) -> str:

@@ -28,6 +28,7 @@ VERBS = {
     "compress": "make a trained model smaller",
     "explain": "show why a trained model answers as it does",
     "attack": "make inputs that a trained model gets wrong",
+    "matrix": "all three of these on one run, every method, as tables",
     "profile": "operations, bytes and time of a system or run",
     "report": "one self-contained HTML page for a run",
     "ledger": "all recorded verdicts",
@@ -41,6 +42,7 @@ start here:
   cambrian train vgg --data FOLDER_OF_IMAGES      on your own data
   cambrian train vgg --with eve                   any training method on any recipe
   cambrian compress last --with inq:bits=4        a verb on the run you just trained
+  cambrian attack net.py:build --weights w.safetensors --data FOLDER --with fgsm      on a network of your own
 
 'cambrian VERB --help' explains a verb. A run is named by id, unique prefix, path, or 'last'.
 """

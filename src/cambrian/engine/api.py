@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cambrian.engine import registry, verbs
+from cambrian.engine import matrix as matrices
+from cambrian.engine import own, registry, verbs
 from cambrian.engine import run as run_store
 from cambrian.engine import train as training
 from cambrian.engine import verify as trying
+from cambrian.engine.matrix import Matrix
 from cambrian.engine.run import Run
 from cambrian.engine.verify import Trial
 
@@ -82,6 +84,29 @@ def attack(
 ) -> Run:
     """Attack a trained run with `n` inputs of a split: `attack(run, "fgsm:eps=8/255")`; returns the child run."""
     return verbs.attack(_run(run), _texts(with_), n=n, split=split, seed=seed)
+
+
+def matrix(
+    run: str | os.PathLike[str] | Run,
+    *,
+    only: Sequence[str] | None = None,
+    n: int = 64,
+    seed: int = 0,
+    report: Callable[[str, str], None] | None = None,
+) -> Matrix:
+    """Every compressor, explainer and attacker on one run, with quick options; see `cambrian.engine.matrix`."""
+    return matrices.matrix(_run(run), only=only or tuple(matrices.ROLES), n=n, seed=seed, report=report)
+
+
+def own_network(
+    text: str, *, weights: str | os.PathLike[str] | None = None, data: str | os.PathLike[str] | None = None, **how: Any
+) -> Run:
+    """A network of your own as a run for the verbs: `own_network("net.py:build", weights=..., data="pictures/")`.
+
+    `how`: size, channels, box (values of black and white). From Python, `cambrian.inspect.wrap` makes a target of any
+    module without a run.
+    """
+    return own.run_of(text, weights=weights, data=data, **how)
 
 
 def _run(run: str | os.PathLike[str] | Run) -> Run:

@@ -54,6 +54,8 @@ def config(cls: type[C]) -> type[C]:
     for item in dataclasses.fields(made):  # type: ignore[arg-type]
         if "help" not in item.metadata:
             raise TypeError(f"{cls.__name__}.{item.name} must be declared with option(default, help)")
+        if item.name == "check":
+            raise TypeError(f"{cls.__name__}: no option may be called check, which is the method for conditions")
     return made
 
 
