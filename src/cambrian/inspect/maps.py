@@ -223,6 +223,18 @@ def randomised_check(
     return rank_agreement(known, explain_fn(randomised(target, generator), x, y))
 
 
+def pass_size(target: Target, cap_mb: float | None = None) -> int:
+    """How many inputs may go through the network at once, so that the outputs of its layers stay under `cap_mb`
+    megabytes (default: 16 on a CPU, where a pass that fits the caches is also the fastest, 2,048 elsewhere).
+    """
+    example = target.example()
+    cap = cap_mb if cap_mb is not None else 16.0 if example.device.type == "cpu" else 2048.0
+    if not cap > 0:
+        raise ConfigError(f"cap_mb must be above 0, not {cap_mb}")
+    numbers = example[0].numel() + sum(math.prod(layer.shape_out) for layer in target.layers())
+    return max(1, int(cap * 2**20 / (numbers * example.element_size())))
+
+
 @contextmanager
 def counted(module: nn.Module) -> Iterator[dict[str, int]]:
     """Inside the `with`, counts the samples that went through the whole network: "forward" and "backward"."""

@@ -1,0 +1,81 @@
+"""Scenes whose answer is known: one bright character, small and anywhere, on a photographed texture with clutter.
+
+The class is that of the bright character; `mask` in the batch's meta tells where it is. Clutter is smaller, darker and
+of other classes. A batch-norm network is trained on them once for each seed and cached.
+
+Shapes: B batch, H = W = 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cambrian.data.images import unit
+from cambrian.data.split import Data
+from cambrian.engine.targets import kept
+from cambrian.errors import DataError
+from cambrian.inspect.maps import boxes
+from cambrian.inspect.target import ModuleTarget, Space, Target, wrap
+from cambrian.nn import zoo
+from cambrian.worlds import glyphs
+
+SCENE: dict[str, Any] = {
+    "size": 32,
+    "ground": "texture",
+    "distractors": 2,
+    "mask": True,
+    "ranges": {"scale": (0.42, 0.55), "shift_x": (-0.33, 0.33), "shift_y": (-0.33, 0.33)},
+}
+"""The character's box covers about 7 % of the picture, its strokes 3 %."""
+
+
+def scenes(seed: int, *, samples: int = 8000, **style: Any) -> Data:
+    """Pictures `[B,1,32,32]` of ten digits with masks; `style` replaces entries of `SCENE`."""
+    return glyphs.load(train=samples, valid=500, test=1000, seed=seed, **{**SCENE, **style})
+
+
+def scene_target(
+    slug: str, seed: int, *, samples: int = 8000, steps: int = 1000, net: str = "vgg-small"
+) -> ModuleTarget:
+    """A network of the zoo, trained on `scenes` by system `slug`'s study; from the cache when it was before."""
+    data = scenes(seed, samples=samples)
+    pixels = unit(data.train[torch.arange(min(2000, samples))]["image"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = zoo.fitted(
+            net, classes=10, channels=1, size=32, mean=[float(pixels.mean())], std=[float(pixels.std())]
+        )
+    target = wrap(module, space=Space.image((1, 32, 32)), classes=data.info["classes"], data=data)
+    facts: Mapping[str, Any] = {"net": net, "samples": samples, "steps": steps, "seed": seed}
+
+    def train(fresh: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        target.finetune(fresh, steps=steps, lr=0.1, lr_scale=1.0, generator=generator)
+
+    kept(slug, facts, module, train)
+    return target
+
+
+def understood(target: Target, n: int, seed: int, split: str = "test") -> tuple[Tensor, Tensor, Tensor]:
+    """`n` pictures `[n,C,H,W]` that the target classifies correctly, their labels `[n]` and their object's box
+    `[n,1,H,W]` (bool), drawn by `seed`. Raises `DataError` when there are fewer, or no masks.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    count = 0
+    for x, y, meta in target.batches(split, target.size(split), seed):
+        if "mask" not in meta:
+            raise DataError(f"the target's {split} data has no field 'mask'; load glyphs with mask=True")
+        with torch.no_grad():
+            right = target.logits(x).argmax(1) == y
+        found.append((x[right], y[right], boxes(meta["mask"].to(x.device))[right]))
+        count += int(right.sum())
+        if count >= n:
+            break
+    if count < n:
+        raise DataError(f"only {count} of the {split} pictures are classified correctly, {n} are needed")
+    x, y, mask = (torch.cat(parts)[:n] for parts in zip(*found, strict=True))
+    return x, y, mask
