@@ -46,14 +46,27 @@ class Call:
 
 
 class Tape(TorchFunctionMode):
-    """The calls and values of `module(x)` in eval mode; value 0 is `x`, `output` the number of the result."""
+    """The calls and values of `module(x)` in eval mode; value 0 is `x`, `output` the number of the result.
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
+    `gates` act during the pass: what is computed after value `n` sees `gates[n](value)`. With `grad` the pass is
+    recorded by autograd (the parameters' gradients stay off).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        gates: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        *,
+        grad: bool = False,
+    ) -> None:
         super().__init__()
+        self._gates = dict(gates or {})
+        self._held: list[Tensor] = []
         self.calls: list[Call] = []
         self.values: list[Tensor] = [x]
         self._numbers: dict[int, int] = {id(x): 0}
-        with quiet(module), torch.no_grad(), self:
+        with quiet(module), torch.set_grad_enabled(grad), self:
             out = module(x)
         if not isinstance(out, Tensor) or id(out) not in self._numbers:
             raise CapabilityError(
@@ -79,7 +92,13 @@ class Tape(TorchFunctionMode):
             raise CapabilityError(
                 f"the network changes a tensor in place with {name}; use the form that returns a new one"
             )
-        self.calls.append(Call(name, func, *kept, tuple(inputs), tuple(self._number(t) for t in made)))
+        numbers = tuple(self._number(t) for t in made)
+        self.calls.append(Call(name, func, *kept, tuple(inputs), numbers))
+        if numbers[0] in self._gates and isinstance(out, Tensor):
+            self._held.append(out)  # an id must not be used twice
+            out = self._gates[numbers[0]](out)
+            self.values[numbers[0]] = out
+            self._numbers[id(out)] = numbers[0]
         return out
 
     def _refer(self, value: Any, inputs: list[int]) -> Any:
