@@ -4,6 +4,7 @@ timing.
 
 from __future__ import annotations
 
+from cambrian.inspect.generative import GenTarget, wrap_generative
 from cambrian.inspect.target import Space, Target, wrap
 
-__all__ = ["Space", "Target", "wrap"]
+__all__ = ["GenTarget", "Space", "Target", "wrap", "wrap_generative"]

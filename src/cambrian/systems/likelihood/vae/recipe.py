@@ -14,7 +14,9 @@ from cambrian.data.images import unit
 from cambrian.data.source import Source
 from cambrian.data.split import Batch, Data
 from cambrian.engine.recipe import recipe
-from cambrian.errors import DataError
+from cambrian.errors import CapabilityError, DataError
+from cambrian.inspect.generative import ModuleGenTarget, wrap_generative
+from cambrian.inspect.target import Space
 from cambrian.metrics.judges import judge_of
 from cambrian.nn.latent import active_units, cyclic_weight, exponential_weight, linear_weight
 from cambrian.systems.likelihood.vae import _worlds
@@ -153,6 +155,24 @@ class VAERecipe(Pictures):
         return loss, {"labelled": labelled.detach(), "unlabelled": unlabelled.detach(), "classifier": wrong.detach()}
 
     # -- measuring --------------------------------------------------------------------------------------------------
+
+    def gen_target(self) -> ModuleGenTarget:
+        """The trained encoder and decoder on pictures in [0, 1], for verbs on generative models."""
+        model = self.model
+        if model.classes:
+            raise CapabilityError("a conditional VAE encodes a picture and its class; verbs take unconditional ones")
+
+        def code(x: Tensor) -> tuple[Tensor, Tensor]:
+            q = model.encode(x)
+            return q.mean, q.logvar
+
+        def neg_elbo(x: Tensor) -> Tensor:
+            return -model.elbo(x, torch.Generator().manual_seed(0)).value
+
+        space = Space.image(tuple(self.data.info["shape"]))
+        return wrap_generative(
+            model, space=space, latent_shape=(model.latent,), encode=code, decode=model.decode, neg_elbo=neg_elbo
+        )
 
     def evaluate(self, split: str, generator: torch.Generator) -> dict[str, float]:
         """In nats a picture: `elbo` (a bound from below), its `reconstruction` and `kl`, and `nll`, an importance estimate of
