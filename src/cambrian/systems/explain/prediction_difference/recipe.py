@@ -43,9 +43,9 @@ class Options:
     top: int = option(3, "classes in the comparison of classes, likeliest first", low=1)
     sizes: tuple[int, ...] = option((), "further patch sizes to show (window grows with them)")
     units: tuple[str, ...] = option((), "feature maps to compare, as LAYER/CHANNEL")
-    check: bool = option(True, "compare with the map of the network with fresh weights (doubles the cost)")
+    control: bool = option(True, "compare with the map of the network with fresh weights (doubles the cost)")
 
-    def check_samplers(self) -> None:
+    def check(self) -> None:
         """Raise `ConfigError` for a sampler that there is not."""
         unknown = [name for name in self.samplers if name not in SAMPLERS]
         if unknown or not self.samplers:
@@ -59,7 +59,6 @@ class PredictionDifference(Explainer[Options]):
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """The common table's row of every sampler; maps by sampler, class, patch size and feature map."""
         o = self.options
-        o.check_samplers()
         if target.space.kind != "image":
             raise CapabilityError(f"patches are cut from pictures; this target takes {target.space.kind}")
         seed = int(torch.randint(2**31, (1,), generator=generator))
@@ -121,7 +120,7 @@ class PredictionDifference(Explainer[Options]):
                     method=f"pda:{name}",
                     quantity=pda.quantity,
                     masks=masks,
-                    generator=generator if self.options.check else None,
+                    generator=generator if self.options.control else None,
                 )
             )
         return rows, maps
