@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_the_vae_recipe_offers_one() -> None:
-    config = override(VAERecipe.presets["smoke"], {"size": 8, "train_size": 50, "test_size": 20, "hidden": (8,)})
+    config = override(VAERecipe.presets["smoke"], {"size": 8, "train_size": 100, "test_size": 20, "hidden": (8,)})
     recipe = VAERecipe(config, data=VAERecipe.load_data(config, Source("world", "glyphs")), seed=0)
     target = recipe.gen_target()
     x = recipe.data.split("test")[torch.arange(4)]["image"].float() / 255
