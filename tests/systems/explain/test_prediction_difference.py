@@ -22,6 +22,12 @@ from cambrian.systems.explain.prediction_difference import (
 )
 from cambrian.systems.explain.prediction_difference._pictures import crowded, scenes
 from cambrian.systems.explain.prediction_difference.model import spread
+from cambrian.systems.explain.prediction_difference.recipe import (
+    Config,
+    Options,
+    PredictionDifference,
+    PredictionDifferenceStudy,
+)
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -331,3 +337,40 @@ def test_distractors_are_found_by_subtraction():
     gap = (plain["image"].float() / 255 - full).abs()
     assert float(gap[away].max()) <= 0.1 and bool(where.flatten(1).any(1).float().mean() > 0.8)
     assert 0.002 < float(where.float().mean()) < 0.1
+
+
+# -- roles -------------------------------------------------------------------------------------------------------------
+
+
+def test_explaining_compares_samplers_classes_sizes_and_units():
+    target = make_target()
+    options = Options(
+        k=3,
+        window=5,
+        stride=3,
+        samples=2,
+        images=2,
+        sizes=(2, 4),
+        units=("0/1", "2/3"),
+        samplers=("conditional", "zero"),
+    )
+    found = PredictionDifference(options).explain(target, gen())
+    assert [row["method"] for row in found.rows] == ["pda:conditional", "pda:zero"]
+    assert set(found.figures) == {"samplers", "classes", "sizes", "units"}
+    assert found.rows[0]["forward/image"] <= 1 + 16 * 2 and found.rows[1]["forward/image"] <= 1 + 16
+    assert all(abs(row["randomised Spearman"]) <= 1 and 0 <= row["deletion AUC"] <= 1 for row in found.rows)
+    with pytest.raises(ConfigError, match="samplers"):
+        Options(samplers=("best",))
+    vector = wrap(nn.Linear(4, 2), space=Space.vector(4, 0.0, 1.0), classes="ab")
+    with pytest.raises(CapabilityError, match="vector"):
+        PredictionDifference().explain(vector, gen())
+
+
+def test_the_study_measures_evidence_in_the_box(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMBRIAN_RUNS", str(tmp_path))
+    small = {"scenes": 3, "distracted": 2, "samples": 2, "stride": 4, "target_steps": 20, "target_samples": 300}
+    for more in ({}, {"sampler": "noise"}, {"shuffled": True, "distracted": 0}):
+        found = PredictionDifferenceStudy(Config(**{**small, **more})).measure(0, tmp_path, lambda done, total: None)
+        assert 0 <= found.metrics["mass"] <= 1 and found.metrics["mass_strokes"] <= found.metrics["mass"]
+        assert ("distractor_against" in found.metrics) == ("distracted" not in more)
+        assert "<img" in found.sample.html()

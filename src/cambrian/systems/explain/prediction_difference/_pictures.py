@@ -27,10 +27,12 @@ RANGES = {
 VISIBLE = 0.1  # least change of a channel where a distractor counts as seen
 
 
-def scenes(*, train: int = 10, test: int, seed: int, distractors: int = 0) -> Data:
-    """Scenes as `Data`: uint8 `image [N, 3, 32, 32]`, `label`, `mask [N, 1, 32, 32]` and the world's factors."""
-    look = {"size": SIZE, "colour": True, "ground": "texture", "mask": True, "ranges": RANGES}
-    return glyphs.load(train=train, valid=10, test=test, seed=seed, distractors=distractors, **look)
+def scenes(*, train: int = 10, test: int, seed: int, **style: object) -> Data:
+    """Scenes as `Data`: uint8 `image [N, 3, 32, 32]`, `label`, `mask [N, 1, 32, 32]` and the world's factors.
+    `style` adds distractors, or draws on demand (`stream`).
+    """
+    look = {"size": SIZE, "colour": True, "ground": "texture", "mask": True, "ranges": RANGES, **style}
+    return glyphs.load(train=train, valid=10, test=test, seed=seed, **look)
 
 
 def scene_reader(slug: str, seed: int, *, steps: int, samples: int, test: int = 1000) -> ModuleTarget:
@@ -52,5 +54,6 @@ def crowded(seed: int, index: Tensor, test: int) -> tuple[Tensor, Tensor]:
     """The scenes `index` of the test split with one distractor each, in [0, 1] `[B, 3, 32, 32]`, and where it shows
     `[B, 1, 32, 32]` (bool).
     """
-    plain, full = (unit(scenes(test=test, seed=seed, distractors=n).split("test")[index]["image"]) for n in (0, 1))
+    both = (scenes(test=test, seed=seed, distractors=n, stream=True).split("test") for n in (0, 1))
+    plain, full = (unit(split[index]["image"]) for split in both)
     return full, (plain - full).abs().amax(1, keepdim=True) > VISIBLE
