@@ -7,11 +7,11 @@ The header lists the tensors (`name, dtype, shape, kind, bytes`, and `symbols` f
 payloads:
 
 - `raw`: the tensor's own bytes;
-- `fixed`: a palette of `k` values, then every weight as an index of ceil(log2 k) bits;
-- `flagged`: a palette, one bit per weight (non-zero), then the non-zero weights as ceil(log2 (k-1)) bits each.
+- `fixed`, `flagged`, `huffman`, `sparse`, `scattered`: see `cambrian.codec.coded`; `symbols` is the palette's size,
+  `gap` the bits of a position, `entries` the length of the sparse streams, `split` the bytes of the first of them.
 
-A coded tensor takes the shorter of the last two. Every weight takes at least a bit, so a hostile header cannot ask
-for more than 64 times the file's size in memory.
+A coded tensor takes the shortest of the kinds that it allows. In memory a file needs at most 2,048 elements for each of
+its bytes, and never more than `limit` bytes in all.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cambrian.codec import bits
+from cambrian.codec import coded
+from cambrian.codec.coded import Palette, Sparse, to_bytes
 from cambrian.codec.files import parse_json, replace_bytes
 from cambrian.errors import CheckpointError
 
+__all__ = ["Palette", "Sparse", "Stored", "decode", "encode", "inspect", "load"]
+
 MAGIC, VERSION = b"CMBR", 1
+MEMORY = 4 << 30
+Stored = Tensor | Palette | Sparse
 _PREFIX = struct.Struct("<4sHI")
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16,
@@ -43,27 +46,7 @@ _DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class Palette:
-    """A tensor whose entries are few different values: `index` (int64, the tensor's shape) into `values [k]`."""
-
-    index: Tensor
-    values: Tensor
-
-    @classmethod
-    def of(cls, dense: Tensor, values: Tensor) -> Palette:
-        """Find every entry of `dense` in the ascending `values`; `ValueError` when one is not there."""
-        values = values.to(dense.dtype)
-        index = torch.searchsorted(values, dense.detach().contiguous()).clamp_max(len(values) - 1)
-        if not torch.equal(values[index], dense.detach()):
-            raise ValueError("the tensor holds values that are not in the palette")
-        return cls(index, values)
-
-    def dense(self) -> Tensor:
-        return self.values[self.index]
-
-
-def encode(path: Path, tensors: Mapping[str, Tensor | Palette], meta: Mapping[str, Any] | None = None) -> int:
+def encode(path: Path, tensors: Mapping[str, Stored], meta: Mapping[str, Any] | None = None) -> int:
     """Write `path` atomically and return its size in bytes. `meta` are JSON values that `inspect` gives back."""
     entries, payloads = [], []
     for name, tensor in tensors.items():
@@ -76,30 +59,32 @@ def encode(path: Path, tensors: Mapping[str, Tensor | Palette], meta: Mapping[st
     return path.stat().st_size
 
 
-def _encode_one(tensor: Tensor | Palette) -> tuple[dict[str, Any], bytes]:
+def _encode_one(tensor: Stored) -> tuple[dict[str, Any], bytes]:
     if isinstance(tensor, Tensor):
         owned = tensor.detach().cpu().contiguous()
-        return {"dtype": _NAMES[owned.dtype], "shape": list(owned.shape), "kind": "raw"}, _to_bytes(owned)
-    values, index = tensor.values.detach().cpu().contiguous(), tensor.index.cpu().numpy().ravel()
-    zero = int((values == 0).nonzero()[0]) if bool((values == 0).any()) else None
-    best, stream = "fixed", bits.pack(index, bits.width(len(values)))
-    if zero is not None and len(values) > 1:
-        present = index != zero
-        kept = index[present]
-        rest = bits.pack(kept - (kept > zero), bits.width(len(values) - 1))
-        flagged = np.packbits(present).tobytes() + rest
-        if len(flagged) < len(stream):
-            best, stream = "flagged", flagged
-    entry = {"dtype": _NAMES[values.dtype], "shape": list(tensor.index.shape), "kind": best, "symbols": len(values)}
-    return entry, _to_bytes(values) + stream
+        return {"dtype": _NAMES[owned.dtype], "shape": list(owned.shape), "kind": "raw"}, to_bytes(owned)
+    entry, payload = tensor.encode()
+    kind = tensor.values.dtype if isinstance(tensor, Palette) else tensor.tensor.dtype
+    return {"dtype": _NAMES[kind], **entry}, payload
 
 
-def decode(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.cmb` file. Raises `CheckpointError` for a truncated, altered, hostile or foreign file."""
+def decode(path: Path, limit: int = MEMORY) -> dict[str, Tensor]:
+    """The tensors of a `.cmb` file. Raises `CheckpointError` for a truncated, altered, hostile or foreign file, and for
+    one whose tensors take more than `limit` bytes.
+    """
     header, payload = _open(path)
+    parts = list(_split(path, header, payload))
+    total = sum(prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize for entry, _ in parts)
+    if total > limit:
+        raise CheckpointError(f"{path} would take {total} bytes in memory, more than {limit}; pass a larger limit")
     found: dict[str, Tensor] = {}
-    for entry, part in _split(path, header, payload):
-        found[entry["name"]] = _decode_one(path, entry, part)
+    for entry, part in parts:
+        try:
+            if len(part) != entry["bytes"]:
+                raise CheckpointError("the payload is truncated")
+            found[entry["name"]] = coded.read(entry, _DTYPES[entry["dtype"]], part)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: tensor {entry['name']!r}: {error}") from None
     return found
 
 
@@ -166,55 +151,10 @@ def _split(path: Path, header: dict[str, Any], payload: bytes) -> Iterator[tuple
 def _check_entry(path: Path, entry: Any) -> None:
     try:
         name, shape, size = entry["name"], entry["shape"], entry["bytes"]
-        coded = entry["kind"] in ("fixed", "flagged")
-        numbers = [*shape, size] + ([entry["symbols"]] if coded else [])
-        good = isinstance(name, str) and entry["dtype"] in _DTYPES and (coded or entry["kind"] == "raw")
+        numbers = [*shape, size, *(entry[field] for field in coded.FIELDS[entry["kind"]])]
+        good = isinstance(name, str) and entry["dtype"] in _DTYPES
         good = good and len(shape) <= 16 and all(type(n) is int and 0 <= n < 1 << 40 for n in numbers)
     except (KeyError, TypeError):
         good = False
     if not good:
         raise CheckpointError(f"{path}: an entry of the header is malformed: {str(entry)[:100]}")
-
-
-def _decode_one(path: Path, entry: dict[str, Any], part: bytes) -> Tensor:
-    name, dtype, shape = entry["name"], _DTYPES[entry["dtype"]], entry["shape"]
-    count, item = prod(shape), dtype.itemsize
-    if len(part) != entry["bytes"]:
-        raise CheckpointError(f"{path} is truncated inside tensor {name!r}")
-    if entry["kind"] == "raw":
-        if count * item != len(part):
-            raise CheckpointError(f"{path}: tensor {name!r} declares shape {shape} but {len(part)} bytes")
-        return _from_bytes(part, dtype).reshape(shape)
-    symbols = entry["symbols"]
-    if not 1 <= symbols * item <= len(part):
-        raise CheckpointError(f"{path}: tensor {name!r} declares a palette of {symbols} values in {len(part)} bytes")
-    values, stream = _from_bytes(part[: symbols * item], dtype), part[symbols * item :]
-    index = _flagged(path, name, values, stream, count) if entry["kind"] == "flagged" else None
-    if index is None:
-        index = bits.unpack(stream, count, bits.width(symbols))
-    if count and int(index.max()) >= symbols:
-        raise CheckpointError(f"{path}: tensor {name!r} holds index {int(index.max())} of a palette of {symbols}")
-    return values[torch.from_numpy(index)].reshape(shape)
-
-
-def _flagged(path: Path, name: str, values: Tensor, stream: bytes, count: int) -> np.ndarray:
-    zeros = (values == 0).nonzero()
-    flags = bits.packed_bytes(count, 1)
-    if not len(zeros) or len(values) < 2 or len(stream) < flags:
-        raise CheckpointError(f"{path}: tensor {name!r} is flagged for zeros but has none in its palette, or is short")
-    zero = int(zeros[0])
-    present = bits.unpack(stream[:flags], count, 1).astype(bool)
-    kept = bits.unpack(stream[flags:], int(present.sum()), bits.width(len(values) - 1))
-    index = np.full(count, zero, np.int64)
-    index[present] = kept + (kept >= zero)
-    return index
-
-
-def _to_bytes(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-
-
-def _from_bytes(payload: bytes, dtype: torch.dtype) -> Tensor:
-    if not payload:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(dtype)

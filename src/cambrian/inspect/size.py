@@ -47,7 +47,7 @@ def compression_row(target: Target, module: nn.Module, path: Path, *, chain: str
     Everything counts with the file's size on disk: header, palettes, biases and batch-norm statistics included.
     `latency ms` is the median of 30 single-sample passes with torch's present number of threads.
     """
-    raw = b"".join(_fp32(p) for p in target.module.parameters())
+    raw = fp32_bytes(target.module)
     size = os.path.getsize(path)
     weights = [module.get_parameter(name) for name in weight_names(module)]
     entries = {entry["name"]: entry["bytes"] for entry in container.inspect(path)["tensors"]}
@@ -87,5 +87,7 @@ def latency(module: nn.Module, x: Tensor, repeats: int = 30) -> float:
     return 1e3 * statistics.median(times)
 
 
-def _fp32(tensor: Tensor) -> bytes:
-    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+def fp32_bytes(module: nn.Module) -> bytes:
+    """All parameters in single precision, one after the other: what an uncompressed model weighs."""
+    parts = (p.detach().to("cpu", torch.float32).contiguous().numpy().tobytes() for p in module.parameters())
+    return b"".join(parts)

@@ -5,6 +5,8 @@ further.
 - `frozen`: True where a weight has its final value; it stays bit-identical.
 - `index` into `codebook`: weights of one cluster share one value; their gradients are summed.
 - `alphabet`: the ascending values that final weights may take (powers of two for instance); decides the file's palette.
+- `coding`: "huffman" allows the file entropy-coded indices, "sparse" stores the non-zero weights and the gaps between
+  them (fields of `gap_bits`, 0: the best), "sparse-fixed" the same in fixed-length codes.
 
 Gradients of constrained weights are zeroed after backward; after the optimiser's step their values are restored
 (weight decay moves a weight without a gradient) and their entries in the optimiser's moments are zeroed (a moment
@@ -18,13 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from cambrian.codec.container import Palette
+from cambrian.codec.container import Palette, Sparse
 from cambrian.errors import ConfigError, ShapeError
 
 
 @dataclass
 class TensorState:
-    """Constraints on one tensor; every field has the tensor's shape, except `codebook [k]` and `alphabet [k]`."""
+    """Constraints on one tensor, and how it is stored; masks, values and indices have the tensor's shape."""
 
     mask: Tensor | None = None
     frozen: Tensor | None = None
@@ -32,6 +34,8 @@ class TensorState:
     codebook: Tensor | None = None
     index: Tensor | None = None
     alphabet: Tensor | None = None
+    coding: str = ""
+    gap_bits: int = 0
 
     def held(self) -> Tensor | None:
         """Where the weight may not move: pruned or frozen."""
@@ -100,18 +104,44 @@ class CompressionState:
                 weight.copy_(torch.where(state.frozen, state.values, weight))
             if state.codebook is not None and state.index is not None:
                 state.codebook.scatter_(0, state.index.flatten(), weight.flatten())
+                weight.copy_(state.codebook[state.index])  # vectorised and scalar arithmetic may differ in the last bit
 
-    def entries(self, module: nn.Module) -> dict[str, Tensor | Palette]:
+    def share(self, module: nn.Module, name: str, codebook: Tensor, index: Tensor) -> None:
+        """From now on the weights of `name` are `codebook [k]` at `index` (int64, the weight's shape).
+
+        Raises `ConfigError` when they are quantised already.
+        """
+        weight, state = _weight(module, name), self.of(name)
+        if index.shape != weight.shape or index.dtype != torch.int64 or codebook.dim() != 1:
+            raise ShapeError(f"{name}: share takes a codebook [k] and an int64 index {list(weight.shape)}")
+        if state.frozen is not None or state.codebook is not None:
+            raise ConfigError(f"{name} is quantised already; quantise once")
+        state.codebook, state.index = codebook.detach().to(weight.dtype).clone(), index.clone()
+        with torch.no_grad():
+            weight.copy_(state.codebook[state.index])
+
+    def entries(self, module: nn.Module) -> dict[str, Tensor | Palette | Sparse]:
         """Every tensor of the module as the container stores it: coded where all its values are known, else raw.
 
         Raises `ValueError` when a weight has left its alphabet.
         """
-        out: dict[str, Tensor | Palette] = {}
+        out: dict[str, Tensor | Palette | Sparse] = {}
         for name, tensor in module.state_dict().items():
             state = self.tensors.get(name)
             values = None if state is None else state.alphabet if state.alphabet is not None else state.codebook
-            out[name] = tensor if values is None else Palette.of(tensor, values.unique())
+            out[name] = _stored(tensor, state, None if values is None else values.unique())
         return out
+
+
+def _stored(tensor: Tensor, state: TensorState | None, values: Tensor | None) -> Tensor | Palette | Sparse:
+    coding = "" if state is None else state.coding
+    if coding.startswith("sparse"):
+        gap_bits = state.gap_bits if state is not None else 0
+        return Sparse(tensor, None if values is None else values[values != 0], gap_bits, coding == "sparse")
+    if values is None:
+        return tensor
+    kinds = ("fixed", "flagged", "huffman") if coding == "huffman" else ("fixed", "flagged")
+    return Palette.of(tensor, values, kinds)
 
 
 def _weight(module: nn.Module, name: str) -> nn.Parameter:
