@@ -129,7 +129,17 @@ def _overrides(method: TrainingMethod[Any], name: str) -> bool:
 
 
 class Compressor(Method[C]):
-    """Makes a trained model smaller."""
+    """Makes a trained model smaller.
+
+    In a chain `target.state` holds what the compressor before did to each weight (None: nothing); respect it, and give
+    the state back in the `Compression`.
+    """
+
+    def stages(self) -> tuple[str, ...]:
+        """What it does with its options, of "restructure", "prune" and "quantise": quantised weights are final, so a
+        chain may do nothing of the first two after the third.
+        """
+        return ()
 
     def compress(self, target: Target, directory: Path, generator: torch.Generator) -> Compression:
         """The smaller model, its encoded file under `directory`, and a table row of figures."""

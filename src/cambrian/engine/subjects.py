@@ -18,6 +18,7 @@ from cambrian.engine import own
 from cambrian.engine.run import Run, find
 from cambrian.errors import CapabilityError, CheckpointError, RunError
 from cambrian.inspect import surgery
+from cambrian.inspect.state import CompressionState
 from cambrian.inspect.target import ModuleTarget
 
 INPUTS, RELEVANCE = "inputs.safetensors", "relevance.safetensors"
@@ -63,7 +64,8 @@ def _compressed(run: Run, parent: ModuleTarget) -> ModuleTarget:
     name = run.info.get("file")
     if not name or not (run.path / name).is_file():
         raise CheckpointError(f"run {run.id} has no encoded file; compress the parent again")
-    return parent.replaced(restore(parent, run.path / name))
+    module = restore(parent, run.path / name)
+    return parent.replaced(module, CompressionState.of_file(run.path / name, module))
 
 
 def restore(parent: ModuleTarget, path: Path) -> Any:

@@ -16,9 +16,13 @@ from cambrian.errors import ConfigError
 
 
 def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
-    """Apply the compressors of `with_` in order, each to what the one before left."""
+    """Apply the compressors of `with_` in order, each to the network and the constraints that the one before left.
+
+    Raises `ConfigError` for an order that cannot be: pruning or restructuring weights that are quantised already.
+    """
     target = parent.target()
     chosen = _chosen(with_, "compressor", target)
+    _check_order(chosen, target)
     child = _child(parent, "compress", chosen, seed)
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
@@ -30,7 +34,7 @@ def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
         figures.update(made.figures)
         child.update(file=str(made.file.relative_to(child.path)))
         if i + 1 < len(chosen):
-            target = target.replaced(made.module)
+            target = target.replaced(made.module, made.state)
     return _publish(child, rows, figures)
 
 
@@ -86,6 +90,17 @@ def _chosen(with_: Sequence[str], role: str, target: Any) -> list[Any]:
     for method in chosen:
         method.require(target)
     return chosen
+
+
+def _check_order(chosen: Sequence[Any], target: Any) -> None:
+    state = getattr(target, "state", None)
+    last = "the run's own compression" if state is not None and state.quantised else ""
+    for method in chosen:
+        undone = [stage for stage in method.stages() if stage != "quantise"]
+        if last and undone:
+            raise ConfigError(f"{method.slug} would {undone[0]} weights that {last} quantised; put it before")
+        if "quantise" in method.stages():
+            last = method.slug
 
 
 def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Run:

@@ -16,10 +16,12 @@ collected before a weight was frozen would go on moving it).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cambrian.codec import container
 from cambrian.codec.container import Palette, Sparse
 from cambrian.errors import ConfigError, ShapeError
 
@@ -50,6 +52,38 @@ class CompressionState:
 
     tensors: dict[str, TensorState] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_file(cls, path: Path, module: nn.Module) -> CompressionState:
+        """What a `.cmb` file that `module` was loaded from says of its weights: zeros of sparse kinds are pruned, and
+        the entries of a palette share its values.
+        """
+        header, made = container.inspect(path), cls()
+        chain = header.get("meta", {}).get("chain", []) if isinstance(header.get("meta"), dict) else []
+        made.stages = [str(stage) for stage in chain] if isinstance(chain, list) else []
+        weights = dict(module.named_parameters())
+        for entry in header["tensors"]:
+            weight, kind = weights.get(entry["name"]), entry["kind"]
+            if weight is None or kind == "raw":
+                continue
+            of, dense = made.of(entry["name"]), weight.detach()
+            of.coding, of.gap_bits = "huffman" if kind == "huffman" else "", entry.get("gap", 0)
+            if kind in ("sparse", "scattered"):
+                of.mask, of.coding = dense != 0, "sparse"
+            if kind != "scattered":
+                values = (
+                    torch.cat([dense.new_zeros(1), dense[dense != 0].unique()]) if kind == "sparse" else dense.unique()
+                )
+                order = values.argsort()
+                of.codebook, of.index = values, order[torch.searchsorted(values[order], dense.contiguous())]
+        return made
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any weight has its final value, or shares one."""
+        return any(
+            s.frozen is not None or s.codebook is not None or s.alphabet is not None for s in self.tensors.values()
+        )
 
     def of(self, name: str) -> TensorState:
         """The state of a tensor, made when it has none."""

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
 from cambrian.inspect.finetune import Loss, finetune
 from cambrian.inspect.hooks import capture, quiet
 from cambrian.inspect.layers import Layer, layer_table
+
+if TYPE_CHECKING:
+    from cambrian.inspect.state import CompressionState
 
 KINDS = ("image", "vector", "tokens", "audio")
 SPLITS = ("train", "valid", "test")
@@ -140,15 +143,16 @@ class ModuleTarget:
         self._splits = _splits(data, fields)
         self._fields, self._finetune, self._loss, self._metrics = fields, finetune, loss, metrics
         self.relevance: dict[str, Tensor] | None = None
+        self.state: CompressionState | None = None
 
     @property
     def device(self) -> torch.device:
         return next((p.device for p in self.module.parameters()), torch.device("cpu"))
 
-    def replaced(self, module: nn.Module) -> ModuleTarget:
-        """The same data, space and training with another network (a compressed one)."""
+    def replaced(self, module: nn.Module, state: CompressionState | None = None) -> ModuleTarget:
+        """The same data, space and training with another network (a compressed one), and the constraints on its weights."""
         made = copy.copy(self)
-        made.module, made.relevance = module, None
+        made.module, made.relevance, made.state = module, None, state
         return made
 
     def with_split(self, name: str, x: Tensor, y: Tensor, meta: dict[str, Tensor] | None = None) -> ModuleTarget:

@@ -227,20 +227,28 @@ def _check_portions(portions: tuple[float, ...]) -> None:
 
 @compressor("inq")
 class INQ(Compressor[Options]):
-    """Any trained classifier -> power-of-two weights, retrained portion by portion, and their `.cmb` file."""
+    """Any trained classifier -> power-of-two weights, retrained portion by portion, and their `.cmb` file.
+
+    After a pruning stage the zeros stay zero, and the file stores only what is left.
+    """
+
+    def stages(self) -> tuple[str, ...]:
+        return ("quantise",)
 
     def compress(self, target: Target, directory: Path, generator: torch.Generator) -> Compression:
         """The quantised module, `inq.cmb` under `directory`, and one row beside the one-shot rounding of the same
         network.
         """
-        o = self.options
+        o, state = self.options, getattr(target, "state", None)
+        if state is not None and any(part.codebook is not None for part in state.tensors.values()):
+            raise ConfigError("inq rounds weights that nothing has quantised yet; leave the sharing of weights out")
         work, rounds = quantise(
             target, bits=o.bits, portions=o.portions, partition=o.partition, steps=o.steps, lr=o.lr, batch=o.batch,
-            generator=generator,
+            generator=generator, state=state,
         )  # fmt: skip
         path = directory / "inq.cmb"
         store(path, work.module, work.state, chain=work.state.stages, bits=o.bits)
-        once, _ = quantise(target, bits=o.bits, portions=(1.0,), generator=generator)
+        once, _ = quantise(target, bits=o.bits, portions=(1.0,), generator=generator, state=state)
         store(directory / "one-shot.cmb", once.module, once.state, chain=["one-shot"], bits=o.bits)
         before = target.metric()["accuracy"]
         rows = [
