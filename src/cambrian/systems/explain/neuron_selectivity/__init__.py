@@ -9,10 +9,10 @@ activate a unit instead of from its weights, in all layers alike.
 Claim: when the class depends on the colour, the median colour index of the last convolution is at least 0.2 higher than
 when the same pictures are sorted by shape only.
 
-    w_j = a_j / a_max             the N images of highest activation a_j, one place in each       (section 3)
-    NF = 1/N sum_j w_j I_j        I_j: the crop of the receptive field                            (eq. 1)
-    alpha = 1 - sum_j w'_j / sum_j w_j      w': the same place after the crop lost its colour     (eq. 2)
-    gamma = (N - M) / (N - 1)     M: fewest classes with sum_c f_c >= threshold,  f_c = sum_{j in c} w_j / sum_j w_j  (eq. 3)
+    w_j = a_j / a_max             the N images of highest activation a_j, one place in each
+    NF = 1/N sum_j w_j I_j        I_j: the crop of the receptive field
+    alpha = 1 - sum_j w'_j / sum_j w_j      w': the same place after the crop lost its colour
+    gamma = (N - M) / (N - 1)     M: fewest classes with sum_c f_c >= threshold,  f_c = sum_{j in c} w_j / sum_j w_j
     O1 = (R - G)/sqrt 2,  O2 = (R + G - 2B)/sqrt 6,  O3 = (R + G + B)/sqrt 3
 
 Differs from the paper:

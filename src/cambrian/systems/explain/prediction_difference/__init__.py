@@ -9,10 +9,10 @@ patch's surroundings, so that pixels which their neighbours predict are not blam
 Claim: at least five points more of the positive evidence lie on the object when patches are sampled given their
 surroundings than when they are taken from other pictures.
 
-    p(c | x without w) = mean over S samples x_w of p(c | x with x_w),   x_w ~ p(x_w | window without w)     (eq. 3, 5)
-    WE(w) = log2 odds p(c | x) - log2 odds p(c | x without w),   p <- (p N + 1) / (N + K)                     (eq. 2)
+    p(c | x without w) = mean over S samples x_w of p(c | x with x_w),   x_w ~ p(x_w | window without w)    (section 3.1)
+    WE(w) = log2 odds p(c | x) - log2 odds p(c | x without w),   p <- (p N + 1) / (N + K)                  (section 2)
     window ~ N(mu, S):   mu_w + S_wr S_rr^-1 (x_r - mu_r),   S_ww - S_wr S_rr^-1 S_rw                   (section 3.1)
-    unit: z(x) - mean over samples of z(x with x_w)                                                            (eq. 6)
+    unit: z(x) - mean over samples of z(x with x_w)                                                       (section 3.3)
 
 Differs from the paper:
 - samples are clipped to the input's range, not to each pixel's minimum and maximum over the data

@@ -36,7 +36,10 @@ class Options:
     window: int = option(8, "edge of the surroundings that a patch is conditioned on", low=1)
     stride: int = option(2, "pixels between patches", low=1)
     samples: int = option(10, "replacements for a patch", low=1)
-    samplers: tuple[str, ...] = option(("conditional", "marginal", "grey"), "what to compare, best first")
+    samplers: tuple[str, ...] = option(
+        ("conditional", "marginal", "grey"),
+        "what to compare, joined by ;, the first is also shown by class, size and unit",
+    )
     quantity: str = option("prob", "prob (log-odds), logit, or unit:LAYER/CHANNEL")
     images: int = option(6, "pictures", low=1)
     split: str = option("test", "where they come from", choices=("train", "valid", "test"))

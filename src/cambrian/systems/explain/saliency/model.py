@@ -298,7 +298,7 @@ def grad_cam(
     if target.space.kind != "image":
         raise CapabilityError(f"Grad-CAM is for pictures; this target takes {target.space.kind}")
     name = layer or last_spatial(target)
-    with target.quiet() as module, torch.enable_grad(), _held(module, name) as held:
+    with target.quiet() as module, torch.enable_grad(), layer_outputs(module, name) as held:
         total = score(module(x.detach().clone()), y, of).sum()
         if len(held) != 1 or held[0].dim() != 4:
             what = f"ran {len(held)} times" if len(held) != 1 else f"gives {list(held[0].shape)}, not maps [B,K,h,w]"
@@ -317,7 +317,7 @@ def grad_cam(
 
 
 @contextmanager
-def _held(module: nn.Module, name: str) -> Iterator[list[Tensor]]:
+def layer_outputs(module: nn.Module, name: str) -> Iterator[list[Tensor]]:
     """Collects the tensors at the output of `name` (`"name:in"`: its input) at every call; the graph starts there."""
     held: list[Tensor] = []
     part = find(module, name.removesuffix(":in"))

@@ -14,7 +14,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.roles import Explainer, Measurement, Progress, Study, explainer, study
 from cambrian.engine.samples import Plot
 from cambrian.errors import CapabilityError, ConfigError
-from cambrian.inspect.maps import Explain, boxes, explain_row, overlay_figure, randomised, rank_agreement
+from cambrian.inspect.maps import FILLS, Explain, boxes, explain_row, overlay_figure, randomised, rank_agreement
 from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import Target
 from cambrian.systems.explain._scenes import scene_target, understood
@@ -105,6 +105,11 @@ class Saliency(Explainer[Options]):
         return row, kept[0]
 
 
+def random_map(seed: int) -> Explain:
+    """Noise in place of a map, always the same."""
+    return lambda _target, x, _y: torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+
+
 def remembering(explain: Explain, kept: list[Tensor]) -> Explain:
     """`explain`, whose maps are also put into `kept`."""
 
@@ -127,10 +132,11 @@ def gap_of(target: Target, x: Tensor, y: Tensor, maps: Tensor, options: Options,
 
 @config
 class Config:
-    method: str = option("integrated", "the map", choices=METHODS)
+    method: str = option("integrated", "the map; random is a control without knowledge", choices=(*METHODS, "random"))
     n: int = option(64, "integrated: gradients a picture", low=1)
     quad: str = option("gauss-legendre", "integrated: where they are taken", choices=QUADRATURES)
     baseline: str = option("zero", "the picture without evidence", choices=BASELINES)
+    fill: str = option("blur", "what stands where deletion took a pixel", choices=FILLS)
     images: int = option(200, "test pictures of the network's correct answers", low=10)
     target_steps: int = option(300, "training steps of the explained network", low=1)
     target_samples: int = option(6000, "scenes that it is trained on", low=100)
@@ -168,10 +174,10 @@ class SaliencyStudy(Study[Config]):
         target = scene_target("saliency", seed, samples=c.target_samples, steps=c.target_steps)
         progress(1, 2)
         x, y, masks = understood(target, min(c.images, self._known(target)), seed)
-        options = Options(baseline=c.baseline, n=c.n, quad=c.quad, methods=c.method)
+        options = Options(baseline=c.baseline, n=c.n, quad=c.quad)
         kept: list[Tensor] = []
-        explain = remembering(options.function(c.method, seed), kept)
-        row = explain_row(target, x, y, explain, method=c.method, masks=masks)
+        explain = remembering(random_map(seed) if c.method == "random" else options.function(c.method, seed), kept)
+        row = explain_row(target, x, y, explain, method=c.method, masks=masks, fill=c.fill)
         metrics = {
             name.replace(" ", "_"): row[name] for name in ("deletion AUC", "insertion AUC", "pointing", "mask mass")
         }
@@ -179,7 +185,7 @@ class SaliencyStudy(Study[Config]):
         if kept[0].shape == x.shape:
             gaps = gap_of(target, x, y, kept[0], options, seed)
             metrics |= {"gap": float(gaps.median()), "gap_p90": float(gaps.quantile(0.9))}
-        other = options.function(c.method, seed)(randomised(target, torch.Generator().manual_seed(seed)), x, y)
+        other = explain(randomised(target, torch.Generator().manual_seed(seed)), x, y)
         metrics["randomised"] = float(rank_agreement(kept[0], other).mean())
         metrics["randomised_absolute"] = float(rank_agreement(kept[0].abs(), other.abs()).mean())
         metrics["accuracy"] = target.metric()["accuracy"]
