@@ -64,7 +64,7 @@ GLYPH_TARGETS: dict[str, dict[str, object]] = {
 `targets.trained("resnet", data="glyphs", overrides=GLYPH_TARGETS["lenet-5"])`.
 """
 
-DEEP: dict[str, object] = {"net": "resnet-56", "width": 0.5, "size": 16, "steps": 300}
+DEEP: dict[str, object] = {"net": "resnet-56", "width": 0.5, "size": 16, "steps": 600}
 CLAIM = Claim(
     name="shortcuts",
     statement="A 56-layer network with shortcuts tells 17 photographs apart by standardised crops at least 5 points "
