@@ -18,11 +18,11 @@ from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.inspect.surgery import ChannelGraph, Group
 from cambrian.inspect.tape import Tape
 from cambrian.inspect.target import Target
+from cambrian.systems.compress.taylor_pruning._ablation import ablated_losses
 
 Scores = dict[str, Tensor]
 Batches = Sequence[tuple[Any, ...]]
 BINS = 8
-ROWS = 2048  # samples in one stacked pass of the oracle
 
 
 def taylor(
@@ -126,7 +126,8 @@ def information(rows: Tensor, labels: Tensor, bins: int) -> Tensor:
 def oracle(target: Target, batches: Batches, *, units: bool = False, absolute: bool = True) -> Scores:
     """Change of the mean loss when a map is removed, `|C(W') - C(W)|` (oracle-abs) or with its sign (oracle-loss).
 
-    The part of the network before a layer runs once; all variants without one of its maps go through the rest stacked.
+    The part of the network before a layer runs once; all variants without one of its maps go through the rest stacked,
+    from behind the next convolution where that alone reads the maps (it is linear).
     """
     graph, groups = _groups(target, units)
     change = {name: torch.zeros(len(group), dtype=torch.float64) for name, group in groups.items()}
@@ -136,7 +137,7 @@ def oracle(target: Target, batches: Batches, *, units: bool = False, absolute: b
         before = F.cross_entropy(tape.values[tape.output], y, reduction="sum").double()
         with torch.no_grad():
             for name, group in groups.items():
-                change[name] += torch.cat([after.sum(1) for after in _ablated(tape, group, y)]) - before.cpu()
+                change[name] += ablated_losses(tape, group, y).sum(1) - before.cpu()
         total += len(x)
     return {name: (value / total).abs() if absolute else value / total for name, value in change.items()}
 
@@ -234,26 +235,6 @@ def _per_group(watched: Watched, reduce: Callable[[Tensor], Tensor]) -> Scores:
             total.index_add_(0, channel, reduce(rows))
         scores[name] = total
     return scores
-
-
-def _ablated(tape: Tape, group: Group, y: Tensor):
-    """Losses `[V, B]` of the network without map 0, 1, ... of the group, some variants at a time."""
-    batch = len(y)
-    for variants in torch.arange(len(group)).split(max(1, ROWS // batch)):
-
-        def gate(channel: Tensor, variants: Tensor = variants) -> Callable[[Tensor], Tensor]:
-            keep = (channel.unsqueeze(0) != variants.unsqueeze(1)).to(y.device)  # [V, C_site]
-
-            def silence(z: Tensor) -> Tensor:
-                shaped = z.view(len(variants), batch, *z.shape[1:])
-                return (shaped * keep.view(*keep.shape[:1], 1, -1, *[1] * (z.ndim - 2))).flatten(0, 1)
-
-            return silence
-
-        gates = {site: gate(torch.from_numpy(channel)) for site, channel in group.sites.items()}
-        logits = tape.replay(gates, variants=len(variants))
-        loss = F.cross_entropy(logits, y.repeat(len(variants)), reduction="none")
-        yield loss.view(len(variants), batch).double().cpu()
 
 
 def _groups(target: Target, units: bool) -> tuple[ChannelGraph, dict[str, Group]]:
