@@ -12,7 +12,7 @@ from torch import nn
 
 from cambrian.errors import CapabilityError, ConfigError, ShapeError
 from cambrian.inspect import sparse_conv
-from cambrian.inspect.sparse_conv import Csr, Geometry, SparseConv2d, arrange, sparse_conv2d
+from cambrian.inspect.sparse_conv import Csr, Geometry, SparseConv2d, arrange
 
 BACKENDS = [
     "torch",
