@@ -75,7 +75,7 @@ def test_the_result_is_whole():
     for found in (
         kmeans1d(values, 9, weights=h),
         kmeans1d_global(values, 9, weights=h),
-        uniform1d(values, 0.3, weights=h),
+        uniform1d(values, step=0.3, weights=h),
     ):
         assert np.array_equal(np.unique(found.index), np.arange(len(found.codebook)))
         assert (np.diff(found.codebook) > 0).all()
@@ -93,8 +93,10 @@ def test_starts():
 
 
 def test_uniform_bins_have_their_edges_at_odd_halves():
-    found = uniform1d([-0.26, -0.24, 0.0, 0.24, 0.25, 0.26, 1.2], 0.5)
+    found = uniform1d([-0.26, -0.24, 0.0, 0.24, 0.25, 0.26, 1.2], step=0.5)
     assert found.index.tolist() == [0, 1, 1, 1, 2, 2, 3]
+    assert uniform1d([0.0, 0.24, 0.26, 0.5, 0.51, 1.0], k=4).index.tolist() == [0, 0, 1, 2, 2, 3]
+    assert len(uniform1d([3.0, 3.0], k=5).codebook) == 1
 
 
 @pytest.mark.parametrize("lam", [1e-3, 0.05])
@@ -139,6 +141,8 @@ def test_bad_settings_are_refused():
     with pytest.raises(ConfigError):
         kmeans1d([1.0], 1, init="random")
     with pytest.raises(ConfigError):
-        uniform1d([1.0], 0.0)
+        uniform1d([1.0])
+    with pytest.raises(ConfigError):
+        uniform1d([1.0], step=0.1, k=2)
     with pytest.raises(ConfigError):
         ecsq([1.0], -1.0, np.zeros(1))

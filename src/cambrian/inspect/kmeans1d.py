@@ -194,12 +194,19 @@ def _add_cluster(data: SortedValues, places: np.ndarray, before: np.ndarray) -> 
     return best, choice
 
 
-def uniform1d(values: Any, step: float, *, weights: Any | None = None) -> Clusters:
-    """Bins of width `step` with edges at odd multiples of its half; a bin's value is its (weighted) mean."""
-    if not 0 < step < float("inf"):
-        raise ConfigError(f"step must be above 0, not {step}")
+def uniform1d(values: Any, *, step: float = 0.0, k: int = 0, weights: Any | None = None) -> Clusters:
+    """Bins of width `step` around the multiples of it, or `k` bins over the range; a bin's value is its (weighted) mean.
+
+    Empty bins are dropped. Raises `ConfigError` unless exactly one of both is given.
+    """
+    if (step > 0) == (k > 0) or not 0 <= step < float("inf") or k < 0:
+        raise ConfigError(f"give a step above 0 or a number of bins, got step={step} and k={k}")
     data = SortedValues(values, weights)
-    bins = np.floor(data.values / step + 0.5)
+    if step:
+        bins = np.floor(data.values / step + 0.5)
+    else:
+        width = (data.values[-1] - data.values[0]) / k or 1.0
+        bins = np.minimum(np.floor((data.values - data.values[0]) / width), k - 1)
     return data.clusters(np.concatenate([np.flatnonzero(np.diff(bins, prepend=np.nan)), [len(data)]]))
 
 
