@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from cambrian.inspect.target import Target
 
 Explain = Callable[[Target, Tensor, Tensor], Tensor]
 """`(target, x [B,C,H,W], y [B]) -> maps [B,1|C,H,W]`."""
+_ASIDE = ContextVar("aside", default=False)  # True while the network runs for its layer table and not for a map
 FILLS = ("grey", "mean", "blur", "lo", "hi")
 
 
@@ -231,7 +233,11 @@ def pass_size(target: Target, cap_mb: float | None = None) -> int:
     cap = cap_mb if cap_mb is not None else 16.0 if example.device.type == "cpu" else 2048.0
     if not cap > 0:
         raise ConfigError(f"cap_mb must be above 0, not {cap_mb}")
-    numbers = example[0].numel() + sum(math.prod(layer.shape_out) for layer in target.layers())
+    token = _ASIDE.set(True)
+    try:
+        numbers = example[0].numel() + sum(math.prod(layer.shape_out) for layer in target.layers())
+    finally:
+        _ASIDE.reset(token)
     return max(1, int(cap * 2**20 / (numbers * example.element_size())))
 
 
@@ -241,7 +247,7 @@ def counted(module: nn.Module) -> Iterator[dict[str, int]]:
     seen = {"forward": 0, "backward": 0}
 
     def entering(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen["forward"] += len(inputs[0])
+        seen["forward"] += 0 if _ASIDE.get() else len(inputs[0])
 
     def leaving(_module: nn.Module, _inputs: tuple[Any, ...], out: Any) -> None:
         if isinstance(out, Tensor) and out.requires_grad:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cambrian.engine import registry
 from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
 from cambrian.inspect import Space, wrap
 from cambrian.nn import zoo
+from cambrian.systems.explain._scenes import scenes
 from cambrian.systems.explain.occlusion import (
     ZFNet,
     correspondence,
@@ -28,6 +30,16 @@ from cambrian.systems.explain.occlusion import (
 from cambrian.systems.explain.occlusion._projection import changed
 from cambrian.systems.explain.occlusion._regional import Regional
 from cambrian.systems.explain.occlusion.model import average, spread
+from cambrian.systems.explain.occlusion.recipe import (
+    Config,
+    FilterLimit,
+    FilterOptions,
+    Occlusion,
+    OcclusionStudy,
+    Options,
+    part_places,
+)
+from cambrian.worlds import faces, glyphs
 
 
 def noisy(net: nn.Module, channels: int, size: int) -> nn.Module:
@@ -366,3 +378,94 @@ def test_bad_input_is_refused():
         deconvnet(target, x, "8", 0)
     with pytest.raises(ConfigError, match="nearest"):
         deconvnet(target, x, "conv9", 0)
+
+
+# -- the explainer, the filter limit and the studies ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A network with fresh weights on scenes: enough for everything but the claim."""
+    data = scenes(0, samples=20, test=100)
+    torch.manual_seed(0)
+    net = zoo.build("vgg-small", channels=1, classes=10, widths=(6, 6, 8, 8, 12))
+    return wrap(net, space=Space.image((1, 32, 32)), classes=data.info["classes"], data=data)
+
+
+def test_the_explainer_gives_a_row_and_three_figures(scene):
+    found = Occlusion(Options(images=4, stride=4, features=2)).explain(scene, torch.Generator().manual_seed(0))
+    (row,) = found.rows
+    assert row["forward/image"] == 8 * 8 and row["backward/image"] == 0 and row["quantity"] == "prob"
+    assert {"deletion AUC", "insertion AUC", "pointing", "mask mass", "randomised Spearman"} <= set(row)
+    assert set(found.figures) == {"panel", "maps", "features"}
+    x = torch.rand(3, 1, 32, 32)
+    elu = wrap(
+        zoo.build("wide-elu", channels=1), space=scene.space, classes=scene.classes, data={"test": (x, torch.arange(3))}
+    )
+    plain = Occlusion(Options(images=3, stride=6, value="zero", randomise=False, label="predicted"))
+    found = plain.explain(elu, torch.Generator())
+    assert "visible" in found.rows[0]["note"] and set(found.figures) == {"panel", "maps"}
+    assert "pointing" not in found.rows[0] and "randomised Spearman" not in found.rows[0]
+
+
+def test_the_study_s_controls_know_nothing_and_the_shuffled_grid_too(monkeypatch, scene):
+    class Bright(nn.Module):
+        """Sure of its class while anything bright is left: only the object counts."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            light = (x - 0.8).clamp_min(0).sum((1, 2, 3))
+            return F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10) * light[:, None] + self.bias
+
+    data = scenes(0, samples=20, test=100, distractors=0)
+    oracle = wrap(Bright(), space=scene.space, classes=scene.classes, data=data)
+    monkeypatch.setattr("cambrian.systems.explain.occlusion.recipe.scene_target", lambda *_, **__: oracle)
+
+    def measure(**over):
+        return OcclusionStudy(Config(images=60, **over)).measure(0, None, lambda done, total: None).metrics
+
+    found = measure()
+    assert found["pointing"] > 0.95 and found["lower_on_object"] > 0.95 and found["drop_on"] > found["drop_off"]
+    for control in ({"map": "random"}, {"map": "centre"}, {"permute": True}):
+        assert measure(**control)["pointing"] < 0.4
+    with pytest.raises(CapabilityError, match="re-initialised"):
+        measure(map="fresh")
+
+
+def test_parts_of_faces_are_where_the_landmarks_are(monkeypatch):
+    data = faces.load(size=32, train=20, test=40, seed=0)
+    torch.manual_seed(0)
+    net = zoo.build("vgg-small", channels=3, classes=4)
+    target = wrap(net, space=Space.image((3, 32, 32)), classes=data.info["classes"], data=data)
+    monkeypatch.setattr(
+        "cambrian.systems.explain.occlusion.recipe.face_target", lambda *_, **__: (target, ["body.relu1", "body.relu5"])
+    )
+    marks = data.test[torch.arange(40)]["landmarks"]
+    for part, mark in (("eye", 0), ("nose", 2)):
+        tops, lefts = part_places(marks, part, 6, 32, torch.Generator())
+        centre = (marks[:, mark] + 1) * 16
+        assert (
+            float((lefts + 3 - centre[:, 0]).abs().max()) <= 0.51
+            and float((tops + 3 - centre[:, 1]).abs().max()) <= 0.51
+        )
+    study = OcclusionStudy(Config(experiment="correspondence", images=20, value="grey"))
+    found = study.measure(0, None, lambda done, total: None).metrics
+    assert found["delta"] == found["delta_relu5"] and 0 < found["delta_relu1"] < 1
+
+
+def test_the_filter_limit_holds_while_a_recipe_trains():
+    recipe = registry.load("vgg", "recipe")
+    config = recipe.presets["smoke"]
+    method = FilterLimit(FilterOptions(limit=0.05))
+    data = glyphs.load(train=20, valid=4, test=4, size=32)
+    made = recipe(config, data=data, methods=[method])
+    with torch.no_grad():
+        made.model.body.conv1_1.weight.mul_(10)
+    method.after_step(made, {})
+    rms = made.model.body.conv1_1.weight.square().mean((1, 2, 3)).sqrt()
+    assert float(rms.max()) <= 0.05 + 1e-6 and float(made.model.body.conv2_1.weight.square().mean().sqrt()) > 0.05
+    with pytest.raises(ConfigError, match="nearest"):
+        recipe(config, data=data, methods=[FilterLimit(FilterOptions(layer="conv9"))])

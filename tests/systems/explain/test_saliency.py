@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cambrian.errors import CapabilityError, ConfigError, ShapeError
+from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
 from cambrian.inspect import Space, wrap
-from cambrian.inspect.maps import pass_size
+from cambrian.inspect.maps import boxes, pass_size
+from cambrian.nn import zoo
+from cambrian.systems.explain._scenes import scenes, understood
 from cambrian.systems.explain.saliency import (
     METHODS,
     completeness_gap,
@@ -24,6 +26,7 @@ from cambrian.systems.explain.saliency import (
     smooth,
 )
 from cambrian.systems.explain.saliency.model import QUADRATURES, baseline_of, last_spatial, relu_rule, score
+from cambrian.systems.explain.saliency.recipe import Config, Options, Saliency, SaliencyStudy
 
 
 class ConvNet(nn.Module):
@@ -339,3 +342,71 @@ def test_bad_input_is_refused():
 def test_passes_shrink_with_the_cap():
     target = make()
     assert pass_size(target, 1e-6) == 1 and pass_size(target, 2.0) == pytest.approx(2 * pass_size(target, 1.0), abs=1)
+
+
+# -- the explainer and the study -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A network with fresh weights on scenes: enough for everything but the claim."""
+    data = scenes(0, samples=20, test=400)
+    torch.manual_seed(0)
+    net = zoo.build("vgg-small", channels=1, classes=10)
+    return wrap(net, space=Space.image((1, 32, 32)), classes=data.info["classes"], data=data)
+
+
+def test_scenes_hold_one_small_object_anywhere(scene):
+    _, _, meta = next(scene.batches("test", 400))
+    inside = boxes(meta["mask"])
+    share = inside.float().mean((1, 2, 3))
+    assert float(share.max()) < 0.15 and 0.04 < float(share.mean()) < 0.1
+    rows, columns = inside.any(3).float().mean((0, 1)), inside.any(2).float().mean((0, 1))
+    assert float(rows[:8].max()) > 0.1 and float(columns[-8:].max()) > 0.1
+    with torch.no_grad():
+        x, y, found = understood(scene, 5, 0)
+        assert torch.equal(scene.logits(x).argmax(1), y) and found.shape == (5, 1, 32, 32)
+    with pytest.raises(DataError, match="correctly"):
+        understood(scene, 400, 0)
+
+
+def test_the_explainer_measures_every_method(scene):
+    found = Saliency(Options(images=8, n=4, samples=3)).explain(scene, torch.Generator().manual_seed(0))
+    rows = {row["method"]: row for row in found.rows}
+    assert list(rows) == list(METHODS) and set(found.figures) == {"maps"}
+    assert rows["integrated"]["forward/image"] == rows["integrated"]["backward/image"] == 4
+    assert rows["smoothgrad"]["backward/image"] == 3 and rows["gradient"]["backward/image"] == 1
+    assert "completeness gap" in rows["integrated"] and "completeness gap" not in rows["grad-cam"]
+    for row in rows.values():
+        assert {"deletion AUC", "insertion AUC", "pointing", "mask mass", "randomised Spearman"} <= set(row)
+    few = Saliency(Options(methods="gradient+guided", images=3, randomise=False, label="predicted", of="prob"))
+    rows = few.explain(scene, torch.Generator().manual_seed(0)).rows
+    assert [row["quantity"] for row in rows] == ["prob", "prob"] and "randomised Spearman" not in rows[0]
+    with pytest.raises(ConfigError, match="methods"):
+        Options(methods="gradient+magic").chosen()
+
+
+def test_the_explainer_says_which_method_does_not_apply(scene):
+    net = zoo.build("wide-elu", channels=1, classes=10)
+    other = wrap(
+        net, space=scene.space, classes=scene.classes, data={"test": (torch.rand(4, 1, 32, 32), torch.arange(4))}
+    )
+    rows = {
+        row["method"]: row for row in Saliency(Options(images=4, n=2, samples=2)).explain(other, torch.Generator()).rows
+    }
+    assert (
+        "visible" in rows["guided"]["note"] and "note" not in rows["integrated"] and "pointing" not in rows["gradient"]
+    )
+    with pytest.raises(CapabilityError):
+        Saliency(Options(methods="guided", images=4)).explain(other, torch.Generator())
+
+
+def test_the_claim_s_metrics_come_from_one_study(monkeypatch, scene):
+    monkeypatch.setattr("cambrian.systems.explain.saliency.recipe.scene_target", lambda *_, **__: scene)
+
+    def measure(**over):
+        return SaliencyStudy(Config(images=10, **over)).measure(0, None, lambda done, total: None).metrics
+
+    many, one, plain, noise = measure(n=24), measure(n=1), measure(method="gradient-x-input"), measure(method="random")
+    assert many["gap"] < one["gap"] and many["gap"] < plain["gap"] and many["evaluations"] == 24
+    assert noise["randomised"] == pytest.approx(1.0) and "gap" not in measure(method="grad-cam")

@@ -28,18 +28,18 @@ SCENE: dict[str, Any] = {
     "ground": "texture",
     "distractors": 2,
     "mask": True,
-    "ranges": {"scale": (0.42, 0.55), "shift_x": (-0.33, 0.33), "shift_y": (-0.33, 0.33)},
+    "ranges": {"scale": (0.36, 0.5), "shift_x": (-0.33, 0.33), "shift_y": (-0.33, 0.33)},
 }
-"""The character's box covers about 7 % of the picture, its strokes 3 %."""
+"""The character's box covers 6 % of the picture on average and never 15 %, its strokes 3 %."""
 
 
-def scenes(seed: int, *, samples: int = 8000, **style: Any) -> Data:
+def scenes(seed: int, *, samples: int = 5000, test: int = 1000, **style: Any) -> Data:
     """Pictures `[B,1,32,32]` of ten digits with masks; `style` replaces entries of `SCENE`."""
-    return glyphs.load(train=samples, valid=500, test=1000, seed=seed, **{**SCENE, **style})
+    return glyphs.load(train=samples, valid=500, test=test, seed=seed, **{**SCENE, **style})
 
 
 def scene_target(
-    slug: str, seed: int, *, samples: int = 8000, steps: int = 1000, net: str = "vgg-small"
+    slug: str, seed: int, *, samples: int = 5000, steps: int = 200, net: str = "vgg-small"
 ) -> ModuleTarget:
     """A network of the zoo, trained on `scenes` by system `slug`'s study; from the cache when it was before."""
     data = scenes(seed, samples=samples)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
+from cambrian.errors import CapabilityError, ConfigError, DataError
 from cambrian.inspect.maps import filled, pass_size
 from cambrian.inspect.target import Target
 from cambrian.systems.explain.occlusion._regional import Regional
@@ -73,8 +73,8 @@ def occlude(
     """Slide a square of `value` over `x [B,C,H,W]` and watch class `c [B]`. Every entry has one number a place:
 
     `prob [B,R,Q]` the score of `c` (`of`: prob, logit or log-odds) and `label [B,R,Q]` the answer; `activation [B,R,Q]` the
-    total of one feature map of `layer` ("top": the last with feature maps; None: not computed), the one that is strongest
-    on the whole picture; `clean [B]` and `strongest [B]` are score and feature map of the picture itself; `tops [R]`,
+    total of one feature map of `layer` ("top": the last with feature maps, if there is one; None: not computed), the one
+    that is strongest on the whole picture; `clean [B]` and `strongest [B]` are score and feature map of the picture itself; `tops [R]`,
     `lefts [Q]` the places.
 
     With `regional`, early layers are computed again only where the square can have changed them (equal to rounding).
@@ -85,7 +85,7 @@ def occlude(
         raise CapabilityError(f"a square covers pictures; this target takes {target.space.kind}")
     target.check(x, c)
     tops, lefts = windows(*x.shape[2:], size, stride)
-    name = last_spatial(target) if layer == "top" else layer
+    name = top_layer(target) if layer == "top" else layer
     fill = stand_in(target, x, value)
     with target.quiet() as module:
         clean, maps = _answers(module, x, name)
@@ -103,6 +103,14 @@ def occlude(
     found = {key: value.view(grid) for key, value in keep.joined().items()}
     found |= {"clean": whole, "tops": tops, "lefts": lefts}
     return found if strongest is None else {**found, "strongest": strongest}
+
+
+def top_layer(target: Target) -> str | None:
+    """The last layer with feature maps, None where the network has none."""
+    try:
+        return last_spatial(target)
+    except CapabilityError:
+        return None
 
 
 def _pairs(pictures: int, places: int, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -202,9 +210,3 @@ def occlusion_map(
     drop = found["clean"][:, None, None] - found["prob"]
     place = spread if way == "centre" else average
     return place(drop, found["tops"], found["lefts"], size, *x.shape[2:])
-
-
-def check_grid(grid: Tensor, tops: Tensor, lefts: Tensor) -> None:
-    """Raise `ShapeError` unless `grid` is `[B, R, Q]` for these places."""
-    if grid.dim() != 3 or grid.shape[1:] != (len(tops), len(lefts)):
-        raise ShapeError(f"a grid must be [B, {len(tops)}, {len(lefts)}], got {list(grid.shape)}")

@@ -35,7 +35,7 @@ from cambrian.systems.explain.occlusion._figures import panel_figure, projection
 from cambrian.systems.explain.occlusion._projection import correspondence, top_activations
 from cambrian.systems.explain.occlusion._zfnet import renormalise
 from cambrian.systems.explain.occlusion.model import VALUES, WAYS, cover, occlude, occlusion_map, spread, stand_in
-from cambrian.systems.explain.saliency.model import QUANTITIES, last_spatial
+from cambrian.systems.explain.saliency.model import QUANTITIES
 from cambrian.worlds import faces
 
 # -- explain -----------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Occlusion(Explainer[Options]):
             counts={"forward": len(x) * self._places(x), "backward": 0},
         )  # fmt: skip
         few = slice(0, min(5, len(x)))
-        found = occlude(target, x[few], y[few], o.size, o.stride, o.value, of=o.of, layer=self._watched(target))
+        found = occlude(target, x[few], y[few], o.size, o.stride, o.value, of=o.of)
         titles = [target.classes[int(label)] for label in y[few]]
         figures = {"panel": panel_figure(target, x[few], found, o.size, titles)}
         figures["maps"] = overlay_figure(target, x[few], {"occlusion": self.maps(target, x[few], y[few])}, titles)
@@ -98,12 +98,6 @@ class Occlusion(Explainer[Options]):
         return int(
             torch.tensor([-(-(edge - self.options.size) // self.options.stride) + 1 for edge in x.shape[2:]]).prod()
         )
-
-    def _watched(self, target: Target) -> str | None:
-        try:
-            return last_spatial(target)
-        except CapabilityError:
-            return None
 
     def _features(self, target: Target) -> Any:
         """Projections of the features of the layer whose largest activations are the largest."""
@@ -175,8 +169,8 @@ class Config:
     value: str = option("data", "what the square shows", choices=VALUES)
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
     images: int = option(200, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(300, "training steps of the explained network", low=1)
-    target_samples: int = option(6000, "pictures that it is trained on", low=100)
+    target_steps: int = option(200, "training steps of the explained network", low=1)
+    target_samples: int = option(5000, "pictures that it is trained on", low=100)
 
 
 PLACE = Claim(
@@ -253,9 +247,9 @@ class OcclusionStudy(Study[Config]):
         if found is not None:
             metrics |= beside(found, masks, c.size)
         titles = [target.classes[int(label)] for label in y[:6]]
-        shown = overlay_figure(target, x[:6], {c.map: maps[:6]}, titles) if found is None else panel_figure(
-            target, x[:6], found | {"tops": found["tops"]}, c.size, titles
-        )  # fmt: skip
+        shown = overlay_figure(target, x[:6], {c.map: maps[:6]}, titles)
+        if found is not None:
+            shown = panel_figure(target, x[:6], found, c.size, titles)
         return Measurement(metrics, Plot(shown))
 
     def _map(self, found: dict[str, Tensor], x: Tensor, generator: torch.Generator) -> Tensor:

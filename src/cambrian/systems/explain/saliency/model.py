@@ -21,6 +21,7 @@ from cambrian.inspect.maps import FILLS, filled, pass_size
 from cambrian.inspect.target import Target
 
 METHODS = ("gradient", "gradient-x-input", "guided", "deconvnet", "integrated", "smoothgrad", "grad-cam")
+ADDITIVE = ("gradient-x-input", "integrated")  # whose sum can be held against the change of the score
 QUANTITIES = ("logit", "prob", "log-odds")
 RULES = ("guided", "deconvnet")
 QUADRATURES = ("gauss-legendre", "left", "right", "middle", "trapezoid")

@@ -19,6 +19,7 @@ from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import Target
 from cambrian.systems.explain._scenes import scene_target, understood
 from cambrian.systems.explain.saliency.model import (
+    ADDITIVE,
     BASELINES,
     METHODS,
     QUADRATURES,
@@ -100,7 +101,7 @@ class Saliency(Explainer[Options]):
             target, x, y, remembering(explain, kept), method=method, quantity=o.of, masks=masks,
             generator=torch.Generator().manual_seed(seed) if o.randomise else None,
         )  # fmt: skip
-        if kept[0].shape == x.shape:
+        if method in ADDITIVE:
             row["completeness gap"] = float(gap_of(target, x, y, kept[0], o, seed).median())
         return row, kept[0]
 
@@ -138,8 +139,8 @@ class Config:
     baseline: str = option("zero", "the picture without evidence", choices=BASELINES)
     fill: str = option("blur", "what stands where deletion took a pixel", choices=FILLS)
     images: int = option(200, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(300, "training steps of the explained network", low=1)
-    target_samples: int = option(6000, "scenes that it is trained on", low=100)
+    target_steps: int = option(200, "training steps of the explained network", low=1)
+    target_samples: int = option(5000, "scenes that it is trained on", low=100)
 
 
 COMPLETENESS = Claim(
@@ -182,7 +183,7 @@ class SaliencyStudy(Study[Config]):
             name.replace(" ", "_"): row[name] for name in ("deletion AUC", "insertion AUC", "pointing", "mask mass")
         }
         metrics["evaluations"] = row["backward/image"]
-        if kept[0].shape == x.shape:
+        if c.method in ADDITIVE:
             gaps = gap_of(target, x, y, kept[0], options, seed)
             metrics |= {"gap": float(gaps.median()), "gap_p90": float(gaps.quantile(0.9))}
         other = explain(randomised(target, torch.Generator().manual_seed(seed)), x, y)
