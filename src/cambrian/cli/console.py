@@ -7,8 +7,11 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+_PIPED = 120  # characters of a line when the output is no terminal
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: st
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(number(v) for v in row))
-    Console(highlight=False).print(table)
+    width = None if sys.stdout.isatty() else max(_PIPED, _width(columns, rows))  # a pipe has no edge to fold at
+    Console(highlight=False, width=width).print(table)
 
 
 def print_records(records: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +56,7 @@ def print_records(records: Sequence[Mapping[str, Any]]) -> None:
     rows = [[r.get(c, "") for c in columns] for r in records]
     across = _width(columns, rows)
     turned = [[name, *(row[i] for row in rows)] for i, name in enumerate(columns)]
-    room = shutil.get_terminal_size((120, 40)).columns
+    room = shutil.get_terminal_size((_PIPED, 40)).columns
     if across > room and len(records) > 0 and _width([""] * (len(rows) + 1), turned) <= room:
         print_table([""] * (len(rows) + 1), turned)
         return
