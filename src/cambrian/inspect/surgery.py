@@ -97,6 +97,10 @@ class ChannelGraph:
         find(self.module, layer)
         raise ConfigError(f"layer {layer!r} is neither a convolution nor a linear layer that ran")
 
+    def site_of(self, layer: str) -> int:
+        """The number, on the tape, of the value where a layer's maps stand finished."""
+        return self._sites[layer]
+
     def cost(self, group: Group) -> Tensor:
         """Multiply-accumulates per sample `[C]` that go with each map: its own filter's, and its consumers' columns."""
         total = np.zeros(len(group))
