@@ -98,6 +98,15 @@ def _within(lines: Tensor, edge: int) -> Tensor:
     return (lines >= 0) & (lines < edge)
 
 
+def gathered(maps: Tensor, who: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The parts `rows [N,P]` x `columns [N,Q]` of `maps[who]` (`[U,H,W,C]`): `[N,P,Q,C]`, the border's outside of the map."""
+    _, height, width, channels = maps.shape
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    place = (who[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+    flat = maps.reshape(-1, channels).index_select(0, place.flatten())  # whole pixels are copied: faster than indexing
+    return flat.view(*place.shape, channels)
+
+
 def advance(part: nn.Module, slide: Slide, clean: Tensor, who: Tensor, patch: Patch) -> Patch:
     """The patch after a sliding layer, from the whole maps `clean [U,H,W,C]` before it; square n is on picture `who[n]`."""
     height, width = clean.shape[1:3]
@@ -105,12 +114,11 @@ def advance(part: nn.Module, slide: Slide, clean: Tensor, who: Tensor, patch: Pa
     left, _, column, columns_in = slide.rows(patch.left, patch.values.shape[2], 1)
     rows = row[:, None] + torch.arange(rows_in, device=row.device)
     columns = column[:, None] + torch.arange(columns_in, device=row.device)
-    safe_rows, safe_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    region = clean[who[:, None, None], safe_rows[:, :, None], safe_columns[:, None, :]]  # [N, rows, columns, C]
+    region = gathered(clean, who, rows, columns)
     region = _overlaid(region, patch, rows, columns)
-    outside = ~(_within(rows, height)[:, :, None] & _within(columns, width)[:, None, :])
-    if bool(outside.any()):
-        region.masked_fill_(outside[..., None], slide.fill)
+    for lines, edge, shape in ((rows, height, (-1, rows_in, 1, 1)), (columns, width, (-1, 1, columns_in, 1))):
+        if int(lines.min()) < 0 or int(lines.max()) >= edge:
+            region.masked_fill_(~_within(lines, edge).view(shape), slide.fill)
     return Patch(_apply(part, region), top, left)
 
 
@@ -119,13 +127,12 @@ def _overlaid(region: Tensor, patch: Patch, rows: Tensor, columns: Tensor) -> Te
     down, across = patch.top - rows[:, 0], patch.left - columns[:, 0]
     high, wide = patch.values.shape[1:3]
     first = int(down[0]), int(across[0])
-    if bool((down == first[0]).all()) and bool((across == first[1]).all()):
+    if int(down.min()) == int(down.max()) and int(across.min()) == int(across.max()):
         region[:, first[0] : first[0] + high, first[1] : first[1] + wide] = patch.values
         return region
     i, j = rows - patch.top[:, None], columns - patch.left[:, None]
     inside = _within(i, high)[:, :, None] & _within(j, wide)[:, None, :]
-    numbers = torch.arange(len(region), device=region.device)[:, None, None]
-    new = patch.values[numbers, i.clamp(0, high - 1)[:, :, None], j.clamp(0, wide - 1)[:, None, :]]
+    new = gathered(patch.values, torch.arange(len(region), device=region.device), i, j)
     return torch.where(inside[..., None], new, region)
 
 
@@ -205,14 +212,13 @@ class Regional:
             else:
                 patch = advance(part, slide, clean.permute(0, 2, 3, 1), who, patch)
             clean = part(clean)
-        return patch.laid(clean.permute(0, 2, 3, 1)[who]).permute(0, 3, 1, 2)
+        return patch.laid(clean.permute(0, 2, 3, 1).contiguous()[who]).permute(0, 3, 1, 2)
 
     def _start(self, covered: Tensor, tops: Tensor, lefts: Tensor) -> Patch:
-        height, width = covered.shape[2:]
         steps = torch.arange(self.size, device=covered.device)
-        rows, columns = (tops[:, None] + steps).clamp(max=height - 1), (lefts[:, None] + steps).clamp(max=width - 1)
-        numbers = torch.arange(len(covered), device=covered.device)[:, None, None]
-        return Patch(covered.permute(0, 2, 3, 1)[numbers, rows[:, :, None], columns[:, None, :]], tops, lefts)
+        numbers = torch.arange(len(covered), device=covered.device)
+        values = gathered(covered.permute(0, 2, 3, 1), numbers, tops[:, None] + steps, lefts[:, None] + steps)
+        return Patch(values, tops, lefts)
 
 
 def _follow(module: nn.Module, x: Tensor, size: int, stop: nn.Module | None) -> list[tuple[nn.Module, Slide | None]]:

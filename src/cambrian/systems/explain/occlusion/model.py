@@ -16,6 +16,7 @@ from cambrian.systems.explain.occlusion._regional import Regional
 from cambrian.systems.explain.saliency.model import last_spatial, layer_outputs, score
 
 VALUES = ("data", "zero", "grey", "mean", "blur", "lo", "hi")
+SMALLER = 4  # so many more squares fit into a pass when early layers hold patches and not whole maps
 WAYS = ("centre", "average")
 
 
@@ -93,7 +94,7 @@ def occlude(
         keep = _Watch(c, of, strongest, name)
         whole = score(clean, c, of)
         region = Regional.find(target, module, x[:1], size, name) if regional else None
-        limit = pass_size(target, cap_mb)
+        limit = pass_size(target, cap_mb) * (SMALLER if region else 1)
         for who, where in _pairs(len(x), len(tops) * len(lefts), limit):
             at = (tops[where // len(lefts)].to(x.device), lefts[where % len(lefts)].to(x.device))
             covered = torch.where(cover(*x.shape[2:], size, *at), fill[who], x[who])
