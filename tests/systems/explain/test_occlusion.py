@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cambrian.engine import registry
 from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
 from cambrian.inspect import Space, wrap
 from cambrian.nn import zoo
@@ -32,14 +31,12 @@ from cambrian.systems.explain.occlusion._regional import Regional
 from cambrian.systems.explain.occlusion.model import average, spread
 from cambrian.systems.explain.occlusion.recipe import (
     Config,
-    FilterLimit,
-    FilterOptions,
     Occlusion,
     OcclusionStudy,
     Options,
     part_places,
 )
-from cambrian.worlds import faces, glyphs
+from cambrian.worlds import faces
 
 
 def noisy(net: nn.Module, channels: int, size: int) -> nn.Module:
@@ -380,7 +377,7 @@ def test_bad_input_is_refused():
         deconvnet(target, x, "conv9", 0)
 
 
-# -- the explainer, the filter limit and the studies ---------------------------------------------------------------------
+# -- the explainer and the studies ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -454,18 +451,3 @@ def test_parts_of_faces_are_where_the_landmarks_are(monkeypatch):
     study = OcclusionStudy(Config(experiment="correspondence", images=20, value="grey"))
     found = study.measure(0, None, lambda done, total: None).metrics
     assert found["delta"] == found["delta_relu5"] and 0 < found["delta_relu1"] < 1
-
-
-def test_the_filter_limit_holds_while_a_recipe_trains():
-    recipe = registry.load("vgg", "recipe")
-    config = recipe.presets["smoke"]
-    method = FilterLimit(FilterOptions(limit=0.05))
-    data = glyphs.load(train=20, valid=4, test=4, size=32)
-    made = recipe(config, data=data, methods=[method])
-    with torch.no_grad():
-        made.model.body.conv1_1.weight.mul_(10)
-    method.after_step(made, {})
-    rms = made.model.body.conv1_1.weight.square().mean((1, 2, 3)).sqrt()
-    assert float(rms.max()) <= 0.05 + 1e-6 and float(made.model.body.conv2_1.weight.square().mean().sqrt()) > 0.05
-    with pytest.raises(ConfigError, match="nearest"):
-        recipe(config, data=data, methods=[FilterLimit(FilterOptions(layer="conv9"))])

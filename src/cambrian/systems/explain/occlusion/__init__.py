@@ -18,6 +18,7 @@ Differs from the paper:
 - projections go through batch norm as the fixed scale that it is at test time; contrast normalisation is skipped as in the paper;
 - H is the share of differing signs, and Delta the mean over pairs: the paper divides its sums by a number it does not state;
 - the map is interpolated between the centres of the squares; Captum's mean over the squares that cover a pixel is an option;
+- the limit on first-layer filters is a function to call after each step (`renormalise`), ZFNet a module; neither is trained here;
 - pictures are 32x32 scenes with one small object, and cartoon faces for correspondence; ImageNet is not trained on.
 
 Shapes: B batch, C,H,W one picture, R x Q places of the square, K classes, h,w a layer's map.

@@ -1,4 +1,4 @@
-"""The explainer, the rule for first-layer filters as a training method, and the studies of place and of correspondence."""
+"""The explainer, and the studies of place and of correspondence."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from torch import Tensor, nn
 from cambrian.data.images import unit
 from cambrian.engine.claims import Arm, Claim
 from cambrian.engine.config import config, option
-from cambrian.engine.recipe import Recipe, Scalars
 from cambrian.engine.roles import (
     Explainer,
     Measurement,
     Progress,
     Study,
-    TrainingMethod,
     explainer,
     study,
-    training_method,
 )
 from cambrian.engine.samples import Plot
 from cambrian.engine.targets import kept
 from cambrian.errors import CapabilityError
-from cambrian.inspect.hooks import find
 from cambrian.inspect.maps import boxes, explain_row, overlay_figure, pointing_hits, randomised
 from cambrian.inspect.results import Explanation
 from cambrian.inspect.target import ModuleTarget, Space, Target, wrap
@@ -33,7 +29,6 @@ from cambrian.nn import zoo
 from cambrian.systems.explain._scenes import scene_target, understood
 from cambrian.systems.explain.occlusion._figures import panel_figure, projection_figure
 from cambrian.systems.explain.occlusion._projection import correspondence, top_activations
-from cambrian.systems.explain.occlusion._zfnet import renormalise
 from cambrian.systems.explain.occlusion.model import VALUES, WAYS, cover, occlude, occlusion_map, spread, stand_in
 from cambrian.systems.explain.saliency.model import QUANTITIES
 from cambrian.worlds import faces
@@ -122,38 +117,6 @@ def projected_layer(target: Target) -> str:
     raise CapabilityError("projections start at feature maps, and the network has none")
 
 
-# -- first-layer filters -----------------------------------------------------------------------------------------------
-
-
-@config
-class FilterOptions:
-    limit: float = option(0.1, "root mean square that no filter may exceed", low=1e-6)
-    layer: str = option("", "which convolution (empty: the first)")
-
-
-@training_method("occlusion")
-class FilterLimit(TrainingMethod[FilterOptions]):
-    """Keeps the filters of the first convolution alike while any recipe with one trains (section 3.1)."""
-
-    def built(self, recipe: Recipe[Any]) -> None:
-        """Refuses recipes without such a layer."""
-        self._layer(recipe)
-
-    def after_step(self, recipe: Recipe[Any], scalars: Scalars) -> None:
-        renormalise(self._layer(recipe), self.options.limit)
-
-    def _layer(self, recipe: Recipe[Any]) -> nn.Module:
-        model = getattr(recipe, "model", None)
-        if not isinstance(model, nn.Module):
-            raise CapabilityError(f"{self.slug} limits the filters of a recipe's model, and {recipe.slug} has none")
-        if self.options.layer:
-            return find(model, self.options.layer)
-        for part in model.modules():
-            if isinstance(part, nn.Conv2d):
-                return part
-        raise CapabilityError(f"{self.slug} limits the filters of a convolution, and {recipe.slug} has none")
-
-
 # -- the claims --------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +131,7 @@ class Config:
     stride: int = option(2, "pixels between two places", low=1)
     value: str = option("data", "what the square shows", choices=VALUES)
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
-    images: int = option(200, "test pictures of the network's correct answers", low=10)
+    images: int = option(128, "test pictures of the network's correct answers", low=10)
     target_steps: int = option(200, "training steps of the explained network", low=1)
     target_samples: int = option(5000, "pictures that it is trained on", low=100)
 

@@ -138,7 +138,7 @@ class Config:
     quad: str = option("gauss-legendre", "integrated: where they are taken", choices=QUADRATURES)
     baseline: str = option("zero", "the picture without evidence", choices=BASELINES)
     fill: str = option("blur", "what stands where deletion took a pixel", choices=FILLS)
-    images: int = option(200, "test pictures of the network's correct answers", low=10)
+    images: int = option(128, "test pictures of the network's correct answers", low=10)
     target_steps: int = option(200, "training steps of the explained network", low=1)
     target_samples: int = option(5000, "scenes that it is trained on", low=100)
 
