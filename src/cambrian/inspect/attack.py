@@ -4,7 +4,7 @@
     d(g) = sign(g) (norm inf),  g / ||g||_2 (norm 2)
 
 `P` projects onto the ball around `x` and then onto the box `[lo, hi]`. `J` is the cross-entropy of the true label
-(untargeted), or minus that of the wanted class. Sizes (`eps`, `step`) are fractions of `hi - lo`. One step from `x`
+(untargeted), or minus that of the wanted class (one for all samples, or one for each). Sizes (`eps`, `step`) are fractions of `hi - lo`. One step from `x`
 with `step = eps` is the fast gradient method; several are the basic iterative method; several from a random start
 are PGD (Madry et al. 2018), the reference row.
 
@@ -29,22 +29,64 @@ STARTS = ("none", "uniform", "sign")
 SLACK = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Goal:
-    """What an attack wants: any wrong label (`label` None), or that class."""
+    """What an attack wants: any wrong label (`label` None), that class (an int), or for each sample the class of an
+    int64 tensor `[B]`.
+    """
 
-    label: int | None = None
+    label: int | Tensor | None = None
+
+    @property
+    def targeted(self) -> bool:
+        return self.label is not None
+
+    @classmethod
+    def least_likely(cls, logits: Tensor) -> Goal:
+        """For each sample the class that `logits [B,K]` of the clean input find least likely (Kurakin et al. 2017)."""
+        return cls(logits.argmin(1))
+
+    @classmethod
+    def drawn(cls, y: Tensor, classes: int, generator: torch.Generator) -> Goal:
+        """For each sample a class other than its label `y [B]`, all equally likely."""
+        shift = torch.randint(1, classes, y.shape, generator=generator).to(y.device)
+        return cls((y + shift) % classes)
+
+    def wanted(self, y: Tensor) -> Tensor:
+        """`[B]` int64, the class that each sample shall be taken for. Only for targeted goals."""
+        if self.label is None:
+            raise ConfigError("an untargeted goal wants no class")
+        return self.label if isinstance(self.label, Tensor) else torch.full_like(y, self.label)
+
+    def part(self, index: slice | Tensor) -> Goal:
+        """The goal of some of the samples."""
+        return Goal(self.label[index]) if isinstance(self.label, Tensor) else self
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """`[B]`, to be raised."""
         if self.label is None:
             return F.cross_entropy(logits, y, reduction="none")
-        return -F.cross_entropy(logits, torch.full_like(y, self.label), reduction="none")
+        return -F.cross_entropy(logits, self.wanted(y), reduction="none")
 
     def reached(self, logits: Tensor, y: Tensor) -> Tensor:
         """`[B]` bool; a sample of the wanted class itself can never count."""
         guess = logits.argmax(1)
-        return guess != y if self.label is None else (guess == self.label) & (y != self.label)
+        if self.label is None:
+            return guess != y
+        wanted = self.wanted(y)
+        return (guess == wanted) & (y != wanted)
+
+    def check(self, count: int, classes: int) -> None:
+        """Raise `ConfigError` unless the wanted classes exist, and for a tensor there is one for each of `count` samples."""
+        label = self.label
+        if isinstance(label, Tensor):
+            if label.dtype != torch.int64 or label.shape != (count,):
+                raise ConfigError(f"wanted classes must be int64 [{count}], got {label.dtype} {list(label.shape)}")
+            low, high = int(label.min()), int(label.max())
+        else:
+            low = high = 0 if label is None else label
+        if low < 0 or high >= classes:
+            raise ConfigError(f"the wanted class must be 0..{classes - 1}, got {low if low < 0 else high}")
 
 
 def direction(grad: Tensor, norm: str) -> Tensor:
@@ -111,8 +153,9 @@ def ascend(
     settings.
     """
     goal = goal or Goal()
-    _check(target, eps, steps, norm, start, goal)
     target.check(x, y)
+    _check(target, eps, steps, norm, start)
+    goal.check(len(x), len(target.classes))
     size = eps * target.space.width
     pace = size if step is None else step * target.space.width
     generator = generator or torch.Generator().manual_seed(0)
@@ -229,7 +272,7 @@ def attack_row(
     return {
         "method": method,
         **facts,
-        "targeted": goal.label is not None,
+        "targeted": goal.targeted,
         "samples": len(x),
         "clean accuracy": float(right.float().mean()),
         "success": float(result.success.sum()) / count,
@@ -270,12 +313,10 @@ def join(results: list[AttackResult]) -> AttackResult:
     )
 
 
-def _check(target: Target, eps: float, steps: int, norm: str, start: str, goal: Goal) -> None:
+def _check(target: Target, eps: float, steps: int, norm: str, start: str) -> None:
     if norm not in NORMS or start not in STARTS:
         raise ConfigError(f"norm must be one of {NORMS} and start one of {STARTS}, got {norm!r} and {start!r}")
     if not 0 <= eps < float("inf") or steps < 1:
         raise ConfigError(f"eps must be a fraction >= 0 of the input range and steps >= 1, got {eps} and {steps}")
-    if goal.label is not None and not 0 <= goal.label < len(target.classes):
-        raise ConfigError(f"the wanted class must be 0..{len(target.classes) - 1}, got {goal.label}")
     if target.space.kind == "tokens":
         raise ConfigError("gradient attacks need real-valued inputs; this target takes tokens")
