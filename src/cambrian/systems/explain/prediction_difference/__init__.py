@@ -6,7 +6,7 @@ Shows which parts of a picture speak for a class and which against it: every pat
 have been, and the change of the class's log-odds is its evidence. New was to draw the replacement conditioned on the
 patch's surroundings, so that pixels which their neighbours predict are not blamed, and to apply it to hidden units.
 
-Claim: at least five points more of the positive evidence lie on the object when patches are sampled given their
+Claim: at least fifteen points more of the positive evidence lie on the object when patches are sampled given their
 surroundings than when they are taken from other pictures.
 
     p(c | x without w) = mean over S samples x_w of p(c | x with x_w),   x_w ~ p(x_w | window without w)    (section 3.1)
