@@ -410,3 +410,15 @@ def test_the_claim_s_metrics_come_from_one_study(monkeypatch, scene):
     many, one, plain, noise = measure(n=24), measure(n=1), measure(method="gradient-x-input"), measure(method="random")
     assert many["gap"] < one["gap"] and many["gap"] < plain["gap"] and many["evaluations"] == 24
     assert noise["randomised"] == pytest.approx(1.0) and "gap" not in measure(method="grad-cam")
+
+
+def test_the_relevance_of_channels_goes_along(scene):
+    found = Saliency(Options(methods="gradient", images=8, randomise=False)).explain(scene, torch.Generator())
+    convolutions = [layer for layer in scene.layers() if layer.kind == "Conv2d"]
+    assert [len(values) for values in found.relevance.values()] == [layer.weight[0] for layer in convolutions]
+    flat = wrap(
+        zoo.fitted("lenet-300-100", classes=10, channels=1, size=32, mean=(0.5,), std=(0.5,)),
+        space=scene.space, classes=scene.classes, data={"test": (torch.rand(4, 1, 32, 32), torch.arange(4))},
+    )  # fmt: skip
+    alone = Saliency(Options(methods="gradient", images=4, randomise=False)).explain(flat, torch.Generator())
+    assert not alone.relevance

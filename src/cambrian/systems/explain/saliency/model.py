@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cambrian.errors import CapabilityError, ConfigError, ShapeError
+from cambrian.inspect.folding import prepared
 from cambrian.inspect.hooks import find
 from cambrian.inspect.maps import FILLS, filled, pass_size
 from cambrian.inspect.target import Target
@@ -213,7 +214,7 @@ def integrated_gradients(
         raise ConfigError("integrated gradients need at least one baseline")
     nodes, weights = (torch.from_numpy(v).to(x) for v in quadrature(n, quad))
     size, total = pass_size(target, cap_mb), torch.zeros_like(x)
-    with target.quiet() as module:
+    with target.quiet() as quiet, prepared(quiet, x[:2]) as module:
         for kind in kinds:
             start = baseline_of(target, x, kind, generator)
             total += (x - start) * _path_mean(module, x, start, y, nodes, weights, of, size)
@@ -271,7 +272,7 @@ def _smoothgrad(
         raise ConfigError(f"SmoothGrad needs samples >= 1 and sigma in 0..1 of the range, got {samples} and {sigma}")
     generator = generator or torch.Generator().manual_seed(0)
     noise = torch.randn((samples, *x.shape), generator=generator, dtype=x.dtype).to(x.device)
-    with target.quiet() as module:
+    with target.quiet() as quiet, prepared(quiet, x[:2]) as module:
         return smooth(lambda a, b: _slope(module, a, b, of), x, y, noise * (sigma * target.space.width))
 
 

@@ -14,6 +14,7 @@ from cambrian.engine.config import config, option
 from cambrian.engine.roles import Explainer, Measurement, Progress, Study, explainer, study
 from cambrian.engine.samples import Plot
 from cambrian.errors import CapabilityError, ConfigError
+from cambrian.inspect.channels import channel_relevance
 from cambrian.inspect.maps import FILLS, Explain, boxes, explain_row, overlay_figure, randomised, rank_agreement
 from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import Target
@@ -70,7 +71,7 @@ class Saliency(Explainer[Options]):
 
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row a method, and the maps of six pictures. With `methods=all` a method that cannot apply to the network
-        gives a row that says why; a named one raises.
+        gives a row that says why; a named one raises. The relevance of channels (gradient times activation) goes along.
         """
         o, seed = self.options, int(torch.randint(2**31, (1,), generator=generator))
         x, y, meta = next(target.batches("test", min(o.images, target.size("test")), seed, size=o.images))
@@ -90,7 +91,12 @@ class Saliency(Explainer[Options]):
             rows.append(row)
             shown[method] = maps[:6]
         titles = [target.classes[int(label)] for label in y[:6]]
-        return Explanation(rows, {"maps": overlay_figure(target, x[:6], shown, titles)})
+        figures = {"maps": overlay_figure(target, x[:6], shown, titles)}
+        try:
+            relevance = channel_relevance(target, [(x, y, meta)])
+        except CapabilityError:  # no feature maps that could be removed: nothing to hand on
+            relevance = {}
+        return Explanation(rows, figures, relevance)
 
     def _one(
         self, target: Target, x: Tensor, y: Tensor, method: str, masks: Tensor | None, seed: int
