@@ -268,6 +268,6 @@ def transferred(base_steps: int, steps: int, samples: int, seed: int) -> Target:
     def train(net: nn.Module) -> None:
         target.finetune(net, steps=steps, lr=0.05, lr_scale=1.0, generator=torch.Generator().manual_seed(seed))
 
-    facts = {"base_steps": base_steps, "steps": steps, "samples": samples, "seed": seed}
+    facts = {"base_steps": base_steps, "steps": steps, "samples": samples, "seed": seed, **BASE}
     target.module = kept("taylor-pruning", facts, module, train)
     return target
