@@ -35,7 +35,7 @@ from cambrian.inspect.target import Target
 
 Explain = Callable[[Target, Tensor, Tensor], Tensor]
 """`(target, x [B,C,H,W], y [B]) -> maps [B,1|C,H,W]`."""
-_ASIDE = ContextVar("aside", default=False)  # True while the network runs for its layer table and not for a map
+_ASIDE = ContextVar("aside", default=False)
 FILLS = ("grey", "mean", "blur", "lo", "hi")
 
 
@@ -227,18 +227,25 @@ def randomised_check(
 
 def pass_size(target: Target, cap_mb: float | None = None) -> int:
     """How many inputs may go through the network at once, so that the outputs of its layers stay under `cap_mb`
-    megabytes (default: 16 on a CPU, where a pass that fits the caches is also the fastest, 2,048 elsewhere).
+    megabytes (default: 32 on a CPU, where a pass that fits the caches is also the fastest, 2,048 elsewhere).
     """
     example = target.example()
-    cap = cap_mb if cap_mb is not None else 16.0 if example.device.type == "cpu" else 2048.0
+    cap = cap_mb if cap_mb is not None else 32.0 if example.device.type == "cpu" else 2048.0
     if not cap > 0:
         raise ConfigError(f"cap_mb must be above 0, not {cap_mb}")
+    with uncounted():
+        numbers = example[0].numel() + sum(math.prod(layer.shape_out) for layer in target.layers())
+    return max(1, int(cap * 2**20 / (numbers * example.element_size())))
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Passes inside the `with` serve no map (a layer table, a proof that two networks agree): `counted` leaves them out."""
     token = _ASIDE.set(True)
     try:
-        numbers = example[0].numel() + sum(math.prod(layer.shape_out) for layer in target.layers())
+        yield
     finally:
         _ASIDE.reset(token)
-    return max(1, int(cap * 2**20 / (numbers * example.element_size())))
 
 
 @contextmanager
