@@ -232,6 +232,9 @@ class INQ(Compressor[Options]):
     After a pruning stage the zeros stay zero, and the file stores only what is left.
     """
 
+    needs = ("logits", "retrain")
+    quick = {"steps": 20}
+
     def stages(self) -> tuple[str, ...]:
         return ("quantise",)
 

@@ -60,6 +60,8 @@ class Options:
 class FGSM(Attacker[Options]):
     """The fast gradient sign method, its L2 and targeted forms, and the controls that it must beat."""
 
+    needs = ("grad_x", "logits")
+
     def attack(self, target: Target, x: Tensor, y: Tensor, generator: torch.Generator) -> AttackResult:
         """One step on every input; rows of FGSM, random signs, BIM and PGD; the strip, path and eps figures."""
         o, goal = self.options, self._goal(target)

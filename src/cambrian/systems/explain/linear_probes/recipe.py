@@ -63,6 +63,9 @@ class Options:
 class LinearProbes(Explainer[Options]):
     """Where in a network the labels become linearly readable."""
 
+    needs = ("retrain",)
+    quick = {"samples": 500}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row per layer and network ("trained", "untrained"), and the error-over-depth figure."""
         o = self.options
