@@ -117,18 +117,32 @@ class ChannelGraph:
 
     def remove(self, maps: Mapping[str, Sequence[int] | Tensor], *, joint: bool = True) -> nn.Module:
         """A smaller copy of the module without these maps; see `remove_maps`."""
-        gone = self._labels_of(maps, joint)
-        small = copy.deepcopy(self.module)
+        kept, small = self._kept(maps, joint), copy.deepcopy(self.module)
+        for (name, axis), keep in kept.items():
+            _cut(small, name, axis, keep)
+        _declare(small, self.module)
+        if hasattr(small, "save_pretrained"):
+            object.__setattr__(small, "save_pretrained", _no_export)
+        return small
+
+    def cut(self, tensors: Mapping[str, Tensor], maps: Mapping[str, Sequence[int] | Tensor]) -> dict[str, Tensor]:
+        """Tensors of the shapes of the parameters they are named after (masks), less what `remove(maps)` takes."""
+        kept, out = self._kept(maps, True), dict(tensors)
+        for (name, axis), keep in kept.items():
+            if name in out:
+                out[name] = out[name].index_select(axis, keep.to(out[name].device))
+        return out
+
+    def _kept(self, maps: Mapping[str, Sequence[int] | Tensor], joint: bool) -> dict[Slot, Tensor]:
+        """What stays of each parameter that loses something."""
+        gone, kept = self._labels_of(maps, joint), {}
         for (name, axis), labels in self.slots.items():
             keep = ~np.isin(labels, list(gone))
             if not keep.any():
                 raise CapabilityError(f"removing these maps would leave nothing of {name}; keep at least one")
             if not keep.all():
-                _cut(small, name, axis, torch.from_numpy(np.flatnonzero(keep)))
-        _declare(small, self.module)
-        if hasattr(small, "save_pretrained"):
-            object.__setattr__(small, "save_pretrained", _no_export)
-        return small
+                kept[name, axis] = torch.from_numpy(np.flatnonzero(keep))
+        return kept
 
     def _labels_of(self, maps: Mapping[str, Sequence[int] | Tensor], joint: bool) -> set[int]:
         gone: set[int] = set()

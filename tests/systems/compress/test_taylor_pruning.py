@@ -16,6 +16,7 @@ from cambrian.data import digits
 from cambrian.errors import CapabilityError, ConfigError, DataError, ShapeError
 from cambrian.inspect import Space, surgery, wrap
 from cambrian.inspect.controls import spearman
+from cambrian.inspect.state import CompressionState
 from cambrian.inspect.surgery import ChannelGraph
 from cambrian.nn import zoo
 from cambrian.systems.compress.taylor_pruning import Options, TaylorPrune, Until, criteria, prune, rank, reestimate
@@ -256,6 +257,20 @@ def test_batch_norm_is_estimated_anew(target, batches):
         first = [module.body.conv1(module.normalise(b[0])) for b in batches[:2]]
     assert torch.allclose(module.body.bn1.running_mean, sum(z.mean((0, 2, 3)) for z in first) / 2, atol=1e-6)
     assert module.training and module.body.bn1.training and module.body.bn1.momentum == 0.1
+
+
+def test_masks_of_an_earlier_stage_hold_and_shrink_with_their_layers(target):
+    masked = target.replaced(copy.deepcopy(target.module), CompressionState(stages=["magnitude"]))
+    weight = masked.module.body.conv2.weight
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    masked.state.prune(masked.module, "body.conv2.weight", keep)
+    work = prune(
+        masked, until=Until("maps", 0.7), updates=2, maps=4, final=2, samples=40, lr=0.05, generator=torch.Generator()
+    )
+    small, mask = work.module.body.conv2.weight, work.state.of("body.conv2.weight").mask
+    assert mask.shape == small.shape and torch.equal(small != 0, mask) and small.numel() < weight.numel()
+    assert work.state.stages == ["magnitude", "taylor-pruning"]
+    assert torch.equal(masked.state.of("body.conv2.weight").mask, keep)
 
 
 def test_bad_settings_and_inputs_are_typed_errors(target):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cambrian.errors import CapabilityError, ConfigError
 from cambrian.inspect.results import Row
+from cambrian.inspect.state import CompressionState
 from cambrian.inspect.surgery import ChannelGraph
 from cambrian.inspect.target import Target
 from cambrian.systems.compress.taylor_pruning import _criteria as criteria
@@ -90,7 +91,9 @@ class Until:
 
 @dataclass
 class Pruner:
-    """The state of one pruning: `module` shrinks, `history` has a row for each removal."""
+    """The state of one pruning: `module` shrinks, `history` has a row for each removal; masks of an earlier compressor
+    hold, and shrink too, in `state`.
+    """
 
     target: Target
     module: nn.Module
@@ -104,6 +107,7 @@ class Pruner:
 
     def __post_init__(self) -> None:
         self.start = self.sizes()
+        self.state = copy.deepcopy(getattr(self.target, "state", None)) or CompressionState()
         self._relevance = dict(getattr(self.target, "relevance", None) or {})
 
     def sizes(self) -> dict[str, float]:
@@ -133,7 +137,11 @@ class Pruner:
                 chosen.setdefault(name, []).append(index)
         if not chosen:
             raise CapabilityError("every layer is down to its last map; stop earlier")
-        self.module = graph.remove(self._spread(graph, chosen))
+        gone = self._spread(graph, chosen)
+        masks = {name: s.mask for name, s in self.state.tensors.items() if s.mask is not None}
+        for name, mask in graph.cut(masks, gone).items():
+            self.state.of(name).mask = mask
+        self.module = graph.remove(gone)
         return chosen
 
     def _spread(self, graph: ChannelGraph, chosen: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -181,19 +189,20 @@ def prune(
         if until.measure != "accuracy" and sizes[until.measure] <= until.value * work.start[until.measure]:
             break
         if updates:
-            target.finetune(work.module, steps=updates, schedule="constant", **settings)
-        previous = work.module
+            target.finetune(work.module, steps=updates, schedule="constant", constraint=work.state, **settings)
+        previous = work.module, copy.deepcopy(work.state)
         gone = work.remove(maps)
         if until.measure == "accuracy":
             reestimate(work.module, batches)
             if target.metric(work.module, "valid")["accuracy"] < until.value:
-                work.module = previous
+                work.module, work.state = previous
                 break
         work.history.append({"removed": sum(map(len, gone.values())), "from": ", ".join(gone), **work.sizes()})
         if progress is not None:
             progress(work)
+    work.state.stages.append("taylor-pruning")
     if final:
-        target.finetune(work.module, steps=final, **settings)
+        target.finetune(work.module, steps=final, constraint=work.state, **settings)
     else:
         reestimate(work.module, batches)
     return work

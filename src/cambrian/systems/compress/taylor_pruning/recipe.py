@@ -16,7 +16,6 @@ from cambrian.engine.targets import kept, trained
 from cambrian.errors import ConfigError
 from cambrian.inspect.results import Compression, Row
 from cambrian.inspect.size import compression_row, store
-from cambrian.inspect.state import CompressionState
 from cambrian.inspect.surgery import ChannelGraph
 from cambrian.inspect.target import Target, wrap
 from cambrian.systems.compress.taylor_pruning import _criteria as criteria
@@ -64,6 +63,9 @@ class TaylorPrune(Compressor[Options]):
     needs = ("logits", "retrain")
     quick = {"updates": 4, "maps": 12, "final": 60, "oracle": False, "until": "flops=0.7"}
 
+    def stages(self) -> tuple[str, ...]:
+        return ("restructure",)
+
     def compress(self, target: Target, directory: Path, generator: torch.Generator) -> Compression:
         """The smaller module, `taylor-pruning.cmb`, and a row for each criterion that was run."""
         o = self.options
@@ -78,7 +80,8 @@ class TaylorPrune(Compressor[Options]):
             works[name] = self._prune(target, name, seed, history)
             histories[name] = history
             path = directory / f"{'taylor-pruning' if name == o.criterion else name}.cmb"
-            store(path, works[name].module, CompressionState(), chain=["taylor-pruning"], criterion=name)
+            work = works[name]
+            store(path, work.module, work.state, chain=work.state.stages, criterion=name)
             first = score(name, target, batches, units=o.units, generator=torch.Generator().manual_seed(seed))
             facts = agreement(first, truth) if truth is not None else {}
             rows.append(self._row(target, works[name], path, name, before) | facts)
@@ -86,7 +89,7 @@ class TaylorPrune(Compressor[Options]):
         figures = {"tradeoff": tradeoff_figure(histories, before), "ranks": rank_figure(first, truth)}
         figures["widths"] = width_figure(*(_widths(target, m) for m in (target.module, works[o.criterion].module)))
         file = directory / "taylor-pruning.cmb"
-        return Compression(works[o.criterion].module, rows, file, CompressionState(stages=["taylor-pruning"]), figures)
+        return Compression(works[o.criterion].module, rows, file, works[o.criterion].state, figures)
 
     def _prune(self, target: Target, criterion: str, seed: int, history: list[Row]) -> Pruner:
         """Prune, and follow the test accuracy about twenty times on the way (with batch norm estimated anew)."""
