@@ -235,14 +235,21 @@ def finish(
             queries["forward"] += len(x)
         success = (clean.argmax(1) == y) & goal.reached(module(x_adv), y)
         queries["forward"] += len(x)
+    return AttackResult(x_adv, success, sizes(x, x_adv, target.space, eps, norm), queries, trace or [])
+
+
+def sizes(x: Tensor, x_adv: Tensor, space: Space, eps: float | None = None, norm: str = "inf") -> dict[str, Tensor]:
+    """How far each input moved, "l2" and "linf" `[B]` in the space's units.
+
+    Raises `ArithmeticError` when one left the ball of `eps` (a fraction of the range; None: any size) or the box.
+    """
     step = (x_adv - x).flatten(1)
     norms = {"l2": step.norm(dim=1), "linf": step.abs().amax(1)}
-    space = target.space
     if eps is not None and bool((norms["linf" if norm == "inf" else "l2"] > (eps + SLACK) * space.width).any()):
         raise ArithmeticError(f"an adversarial input left the ball of size {eps} (norm {norm})")
     if float(x_adv.min()) < space.lo - SLACK * space.width or float(x_adv.max()) > space.hi + SLACK * space.width:
         raise ArithmeticError(f"an adversarial input left the box [{space.lo}, {space.hi}]")
-    return AttackResult(x_adv, success, norms, queries, trace or [])
+    return norms
 
 
 @torch.no_grad()
