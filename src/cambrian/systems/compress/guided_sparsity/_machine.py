@@ -116,8 +116,8 @@ def _measured(threads: int, backend: str, repeats: int) -> Machine:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(1024, 1024, generator=generator)
     big = torch.randn(3, 1 << 23, generator=generator)
-    x, weight, half = test_case(0.5, 4, generator)
-    few = test_case(0.05, 4, generator)[2]
+    x, weight, half = layer_case(0.5, 4, generator)
+    few = layer_case(0.05, 4, generator)[2]
     runs: dict[str, Callable[[], object]] = {
         "dense": lambda: F.conv2d(x, weight, padding=1),
         "product": lambda: torch.mm(a, a),
@@ -156,7 +156,7 @@ def calibrate(cache: Path | None = None, *, backend: str = "auto", repeats: int 
     return made
 
 
-def test_case(density: float, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Csr]:
+def layer_case(density: float, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Csr]:
     """Inputs `[batch, 256, 13, 13]`, a weight `[384, 256, 3, 3]` with a random mask, and its CSR."""
     x = torch.randn(batch, CONV3.channels, CONV3.height, CONV3.width, generator=generator)
     weight = torch.randn(OUTPUTS, CONV3.channels, *CONV3.kernel, generator=generator) * 0.02

@@ -151,7 +151,7 @@ def budget_masks(module: nn.Module, guide: Guide, keep: float | None) -> dict[st
         raise ConfigError(f"keep={keep} asks for fewer weights than the {outside} of layers that stay dense")
     scores = {}
     for name in inside:
-        plan, size = guide.plans[name], weights[name].abs()
+        plan, size = guide.plans[name], weights[name].abs().contiguous()
         score = size / size.square().mean().sqrt().clamp_min(1e-12) / max(plan.multiplier, 1e-6)
         floor = 0.0 if plan.prediction is None or not guide.guided else min(plan.prediction.low, 1.0)
         least = max(1, round(floor * size.numel()))

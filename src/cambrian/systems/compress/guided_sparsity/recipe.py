@@ -32,7 +32,7 @@ from cambrian.systems.compress.guided_sparsity._machine import (
     calibrate,
     interleaved,
     predict,
-    test_case,
+    layer_case,
 )
 from cambrian.systems.compress.guided_sparsity.model import METHODS, Sparsified, sparsify, train_sparse
 from cambrian.systems.perception.resnet import GLYPH_TARGETS
@@ -207,7 +207,7 @@ class GuidedSparsityStudy(Study[Config]):
             resolve("numba")
         except CapabilityError as error:
             return Measurement({"times_conv2d": math.nan}, notes={"backend": str(error)})
-        x, weight, csr = test_case(c.density, c.images, generator)
+        x, weight, csr = layer_case(c.density, c.images, generator)
         if c.contender == "sparse" and c.pattern == "trained":
             weight = trained_pattern(c.density, c.samples, seed)
             csr = Csr.of(weight, CONV3)
@@ -228,7 +228,7 @@ class GuidedSparsityStudy(Study[Config]):
             machine = Machine(machine.flops, machine.bandwidth, c.alpha, machine.conv_flops)
         work, rows, errors = Work.of_conv(CONV3, OUTPUTS, c.images), [], []
         for density in (0.3, 0.2, 0.1, 0.05):
-            x, weight, csr = test_case(density, c.images, generator)
+            x, weight, csr = layer_case(density, c.images, generator)
             times = _times(x, weight, csr, c.repeats, product=False)
             measured = times["conv2d"] / times["sparse"]
             guess = predict(work, csr.density, machine, over="conv2d").speedup

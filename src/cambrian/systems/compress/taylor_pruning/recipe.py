@@ -249,7 +249,15 @@ def _accuracy(target: Target) -> dict[str, float]:
     return {"accuracy": target.metric()["accuracy"]}
 
 
-BASE = {"plan": "A", "stages": 4, "samples": 8000, "lr": 0.1, "characters": "alnum", "channels": 3}
+BASE = {
+    "plan": "A",
+    "stages": 4,
+    "samples": 8000,
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "characters": "alnum",
+    "channels": 3,
+}
 SECOND = "abdefghmnqrt"
 
 
@@ -269,7 +277,8 @@ def transferred(base_steps: int, steps: int, samples: int, seed: int) -> Target:
     target = wrap(module, space=base.space, classes=data.info["classes"], data=data)
 
     def train(net: nn.Module) -> None:
-        target.finetune(net, steps=steps, lr=0.05, lr_scale=1.0, generator=torch.Generator().manual_seed(seed))
+        how = {"lr": 0.05, "lr_scale": 1.0, "weight_decay": BASE["weight_decay"]}
+        target.finetune(net, steps=steps, generator=torch.Generator().manual_seed(seed), **how)
 
     facts = {"base_steps": base_steps, "steps": steps, "samples": samples, "seed": seed, **BASE}
     target.module = kept("taylor-pruning", facts, module, train)
