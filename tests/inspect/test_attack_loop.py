@@ -121,3 +121,32 @@ def test_bad_settings_are_typed_errors():
     words = wrap(nn.Identity(), space=Space("tokens", (5,), 0, 9), classes="ab")
     with pytest.raises(ConfigError, match="tokens"):
         ascend(words, torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, dtype=torch.long), eps=0.1)
+
+
+def test_each_sample_may_want_its_own_class():
+    target, x, y = batch()
+    wanted = (y + 1 + torch.arange(60) % 2) % 3
+    each = ascend(target, x, y, eps=0.9, step=0.2, steps=10, goal=Goal(wanted))
+    alone = [ascend(target, x, y, eps=0.9, step=0.2, steps=10, goal=Goal(k)) for k in range(3)]
+    for k in range(3):
+        chosen = wanted == k
+        assert torch.equal(each.x_adv[chosen], alone[k].x_adv[chosen])
+        assert torch.equal(each.success[chosen], alone[k].success[chosen])
+    row = attack_row(target, x, y, each, method="bim", goal=Goal(wanted))
+    assert row["targeted"] and row["success"] == pytest.approx(float(each.success.float().mean()))
+    part = Goal(wanted).part(slice(0, 7))
+    assert part.wanted(y[:7]).tolist() == wanted[:7].tolist() and Goal(1).part(slice(0, 7)).label == 1
+
+
+def test_drawn_and_least_likely_classes():
+    target, x, y = batch()
+    drawn = Goal.drawn(y, 3, torch.Generator().manual_seed(0)).wanted(y)
+    assert not bool((drawn == y).any()) and set(((drawn - y) % 3).tolist()) == {1, 2}
+    logits = target.logits(x)
+    assert torch.equal(Goal.least_likely(logits).wanted(y), logits.argmin(1))
+    for bad in (wanted_floats := drawn.float(), drawn[:5], drawn + 3):
+        with pytest.raises(ConfigError, match="wanted"):
+            ascend(target, x, y, eps=0.1, goal=Goal(bad))
+    assert wanted_floats.dtype == torch.float32
+    with pytest.raises(ConfigError):
+        Goal().wanted(y)
