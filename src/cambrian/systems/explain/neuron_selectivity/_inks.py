@@ -22,8 +22,8 @@ from cambrian.worlds.glyphs import Style, alpha, factors_of
 TASKS = ("colour", "shape", "shuffled")
 STYLE = Style(characters="123456789", size=32)
 NAMES = ("red", "green", "blue", "yellow")
-INKS = ((1.0, 0.4, 0.4), (0.3, 1.0, 0.5), (0.4, 0.5, 0.9), (0.9, 0.8, 0.1))  # each sums to 1.8
-GROUND = (0.05, 0.3)
+INKS = ((1.0, 0.1, 0.1), (0.1, 1.0, 0.1), (0.1, 0.1, 1.0), (0.6, 0.6, 0.0))  # each sums to 1.2
+GROUND = (0.02, 0.15)
 
 
 def labels(task: str, shape: Tensor, ink: Tensor, key: Tensor) -> Tensor:
