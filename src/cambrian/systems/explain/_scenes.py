@@ -34,23 +34,23 @@ SCENE: dict[str, Any] = {
 
 
 def scenes(seed: int, *, samples: int = 5000, test: int = 1000, **style: Any) -> Data:
-    """Pictures `[B,1,32,32]` of ten digits with masks; `style` replaces entries of `SCENE`."""
+    """Pictures `[B,1,32,32]` (3 channels with `colour=True`) of ten digits with masks; `style` replaces entries of `SCENE`."""
     return glyphs.load(train=samples, valid=500, test=test, seed=seed, **{**SCENE, **style})
 
 
 def scene_target(
-    slug: str, seed: int, *, samples: int = 5000, steps: int = 200, net: str = "vgg-small"
+    slug: str, seed: int, *, samples: int = 5000, steps: int = 200, net: str = "vgg-small", **style: Any
 ) -> ModuleTarget:
-    """A network of the zoo, trained on `scenes` by system `slug`'s study; from the cache when it was before."""
-    data = scenes(seed, samples=samples)
+    """A network of the zoo, trained on `scenes` of that style by system `slug`'s study; from the cache when it was before."""
+    data = scenes(seed, samples=samples, **style)
+    channels = data.info["shape"][0]
     pixels = unit(data.train[torch.arange(min(2000, samples))]["image"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = zoo.fitted(
-            net, classes=10, channels=1, size=32, mean=[float(pixels.mean())], std=[float(pixels.std())]
-        )
-    target = wrap(module, space=Space.image((1, 32, 32)), classes=data.info["classes"], data=data)
-    facts: Mapping[str, Any] = {"net": net, "samples": samples, "steps": steps, "seed": seed}
+        settings = {"mean": [float(pixels.mean())], "std": [float(pixels.std())]}
+        module = zoo.fitted(net, classes=10, channels=channels, size=32, **settings)
+    target = wrap(module, space=Space.image((channels, 32, 32)), classes=data.info["classes"], data=data)
+    facts: Mapping[str, Any] = {"net": net, "samples": samples, "steps": steps, "seed": seed, "style": style}
 
     def train(fresh: nn.Module) -> None:
         generator = torch.Generator().manual_seed(seed)
