@@ -35,7 +35,7 @@ def histograms(indices: Mapping[str, Mapping[str, Tensor]]) -> Any:
     figure = Figure(figsize=(1.5 * len(layers) + 0.7, 1.35 * len(indices) + 0.3), layout="constrained")
     axes = figure.subplots(len(indices), len(layers), squeeze=False, sharex="row")
     for line, (index, found) in zip(axes, indices.items(), strict=True):
-        low = min([0.0, *(float(v[~v.isnan()].min()) for v in found.values() if bool((~v.isnan()).any()))])
+        low = min([0.9, *(float(v[~v.isnan()].min()) for v in found.values() if bool((~v.isnan()).any()))])
         for axis, (layer, values) in zip(line, found.items(), strict=True):
             alive = values[~values.isnan()]
             axis.hist(alive.cpu().numpy(), bins=20, range=(low, 1.0), color="tab:blue")
