@@ -132,6 +132,22 @@ def input_gradient(module: nn.Module, x: Tensor, y: Tensor, goal: Goal) -> tuple
     return grad, losses.detach(), logits.detach()
 
 
+class AdamSteps:
+    """Adam (Kingma and Ba 2015) on an input: each gradient `[B,...]` gives the step to be taken away from it."""
+
+    def __init__(self, like: Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), floor: float = 1e-8) -> None:
+        self.mean, self.square, self.count = torch.zeros_like(like), torch.zeros_like(like), 0
+        self.lr, self.betas, self.floor = lr, betas, floor
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        self.count += 1
+        first, second = self.betas
+        self.mean.lerp_(grad, 1 - first)
+        self.square.mul_(second).addcmul_(grad, grad, value=1 - second)
+        root = (self.square / (1 - second**self.count)).sqrt_().add_(self.floor)
+        return (self.mean / root).mul_(self.lr / (1 - first**self.count))
+
+
 def ascend(
     target: Target,
     x: Tensor,

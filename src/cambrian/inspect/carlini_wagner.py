@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from cambrian.errors import ConfigError
-from cambrian.inspect.attack import Goal, finish
+from cambrian.inspect.attack import AdamSteps, Goal, finish
 from cambrian.inspect.results import AttackResult
 from cambrian.inspect.target import Target
 
 EDGE = 0.999999  # keeps atanh finite at the border of the box
-BETAS, FLOOR = (0.9, 0.999), 1e-8
 
 
 def carlini_wagner(
@@ -71,17 +70,14 @@ class _Hunt:
 
     def descend(self, module: nn.Module, c: Tensor, steps: int, lr: float) -> Tensor:
         """One search of Adam from the clean inputs with weights `c [B]`; which inputs it fooled the network on, `[B]` bool."""
-        delta, mean, square = (torch.zeros_like(self.x) for _ in range(3))
+        delta, adam = torch.zeros_like(self.x), AdamSteps(self.x, lr)
         found = torch.zeros(len(c), dtype=torch.bool, device=c.device)
-        for step in range(1, steps + 1):
+        for _ in range(steps):
             squashed = (self.start + delta).tanh()
             moved = squashed * self.half + self.middle
             slope, lead = self._slope(module, moved, c)
             grad = (slope + 2 * (moved - self.origin)) * (self.half * (1 - squashed.square()))
-            mean.lerp_(grad, 1 - BETAS[0])
-            square.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
-            root = (square / (1 - BETAS[1] ** step)).sqrt_().add_(FLOOR)
-            delta.addcdiv_(mean, root, value=-lr / (1 - BETAS[0] ** step))
+            delta -= adam(grad)
             fooled = lead < 0
             found |= fooled
             norm = (moved - self.x).flatten(1).norm(dim=1)
