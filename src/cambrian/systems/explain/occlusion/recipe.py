@@ -127,12 +127,13 @@ class Config:
     permute: bool = option(
         False, "place: shuffle the grid, so that places and drops have nothing to do with each other"
     )
-    size: int = option(6, "edge of the square, in pixels", low=1)
+    size: int = option(4, "edge of the square, in pixels", low=1)
     stride: int = option(2, "pixels between two places", low=1)
     value: str = option("data", "what the square shows", choices=VALUES)
+    distractors: int = option(6, "place: smaller, darker characters in each scene", low=0)
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
     images: int = option(128, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(200, "training steps of the explained network", low=1)
+    target_steps: int = option(250, "training steps of the explained network", low=1)
     target_samples: int = option(5000, "pictures that it is trained on", low=100)
 
 
@@ -154,6 +155,7 @@ PLACE = Claim(
     baselines=("random", "centre", "fresh"),
     sabotage=Arm({"permute": True}),
 )
+FACES: dict[str, object] = {"experiment": "correspondence", "size": 6}
 CORRESPONDENCE = Claim(
     name="correspondence",
     statement="Covering the same eye changes the signs of features of different faces at least 15 % more alike than covering "
@@ -164,12 +166,12 @@ CORRESPONDENCE = Claim(
     compare="ratio",
     paper="Table 1, layer 5: eyes 0.067 and 0.069, nose 0.079, random 0.107",
     arms={
-        "eye": Arm({"experiment": "correspondence"}),
-        "random": Arm({"experiment": "correspondence", "part": "random"}),
+        "eye": Arm(FACES),
+        "random": Arm({**FACES, "part": "random"}),
     },
     system="eye",
     baselines=("random",),
-    sabotage=Arm({"experiment": "correspondence", "part": "random"}),
+    sabotage=Arm({**FACES, "part": "random"}),
 )
 
 
@@ -178,7 +180,7 @@ class OcclusionStudy(Study[Config]):
     """Trains a small network on scenes and asks whether the map finds the object; or one on faces, and compares parts."""
 
     presets = {
-        "smoke": Config(images=12, target_steps=60, target_samples=800, stride=4),
+        "smoke": Config(images=12, target_steps=60, target_samples=800),
         "laptop": Config(),
         "paper": Config(images=1000, stride=1, target_steps=3000, target_samples=12_000),
     }
@@ -191,7 +193,8 @@ class OcclusionStudy(Study[Config]):
 
     def _place(self, seed: int) -> Measurement:
         c = self.config
-        target = scene_target("occlusion", seed, samples=c.target_samples, steps=c.target_steps)
+        settings = {"samples": c.target_samples, "steps": c.target_steps, "distractors": c.distractors}
+        target = scene_target("occlusion", seed, **settings)
         accuracy = target.metric()["accuracy"]
         x, y, masks = understood(target, max(1, min(c.images, round(accuracy * target.size("test")))), seed)
         generator = torch.Generator().manual_seed(seed)
