@@ -182,16 +182,17 @@ TARGETS: dict[str, dict[str, Any]] = {
 class Config:
     method: str = option("chain", "what is done", choices=("chain", "prune", "share"))
     nets: tuple[str, ...] = option(tuple(TARGETS), "which networks")
-    mlp_steps: int = option(1500, "retraining steps of LeNet-300-100, whatever is done", low=0)
-    cnn_steps: int = option(450, "retraining steps of LeNet-5, whatever is done", low=0)
+    mlp_steps: int = option(1000, "retraining steps of LeNet-300-100, whatever is done", low=0)
+    cnn_steps: int = option(300, "retraining steps of LeNet-5, whatever is done", low=0)
     rounds: int = option(3, "rounds of pruning", low=1)
-    lr: float = option(0.01, "retraining rate of pruned weights", low=0.0)
+    lr: float = option(0.1, "retraining rate of pruned weights", low=0.0)
     share_lr: float = option(1e-3, "Adam's rate for shared values", low=0.0)
-    mlp_density: float = option(0.06, "density of LeNet-300-100's first layer", low=1e-3, high=1.0)
-    mlp_bits: int = option(5, "bits of a shared value in LeNet-300-100", low=1, high=16)
-    cnn_density: float = option(0.05, "density of LeNet-5's largest layer", low=1e-3, high=1.0)
-    cnn_bits: int = option(5, "bits of a shared value in LeNet-5's linear layers", low=1, high=16)
-    cnn_conv_bits: int = option(6, "bits of a shared value in LeNet-5's convolutions", low=1, high=16)
+    share_part: float = option(0.2, "chain: part of the steps in which shared values are trained", low=0.0, high=1.0)
+    mlp_density: float = option(0.02, "density of LeNet-300-100's first layer", low=1e-3, high=1.0)
+    mlp_bits: int = option(4, "bits of a shared value in LeNet-300-100", low=1, high=16)
+    cnn_density: float = option(0.022, "density of LeNet-5's largest layer", low=1e-3, high=1.0)
+    cnn_bits: int = option(4, "bits of a shared value in LeNet-5's linear layers", low=1, high=16)
+    cnn_conv_bits: int = option(4, "bits of a shared value in LeNet-5's convolutions", low=1, high=16)
     target_steps: int = option(0, "training steps of the networks; 0: enough", low=0)
 
     def check(self) -> None:
@@ -213,8 +214,8 @@ CLAIM = Claim(
     paper="Table 1: LeNet-300-100 40x (1.64 -> 1.58 % error), LeNet-5 39x (0.80 -> 0.74 %); pruning alone 12x",
     arms={
         "chain": Arm(),
-        "prune": Arm({"method": "prune"}),
-        "share": Arm({"method": "share"}),
+        "prune": Arm({"method": "prune", "mlp_density": 0.017, "cnn_density": 0.016}),
+        "share": Arm({"method": "share", "mlp_bits": 2, "cnn_bits": 2, "cnn_conv_bits": 3}),
     },
     system="chain",
     baselines=("prune", "share"),
@@ -263,14 +264,15 @@ class DeepCompressionStudy(Study[Config]):
         names, mlp = weight_names(module), net == "lenet-300-100"
         level = 1.0 if c.method == "share" else c.mlp_density if mlp else c.cnn_density
         steps = c.mlp_steps if mlp else c.cnn_steps
-        pruning = {"chain": steps * 2 // 3, "prune": steps, "share": 0}[c.method] if level < 1 else 0
+        sharing = {"chain": round(steps * c.share_part), "prune": 0, "share": steps}[c.method] if level < 1 else steps
+        pruning = steps - sharing
         if level < 1:
             densities = {n: min(1.0, level * p) for n, p in zip(names, PROPORTIONS[net], strict=True)}
             prune(target, module, state, densities=densities, rounds=c.rounds, steps=pruning, lr=c.lr, lr_scale=1.0,
                   generator=generator)  # fmt: skip
         if c.method != "prune":
             bits = {n: c.mlp_bits if mlp else c.cnn_conv_bits if is_conv(module, n) else c.cnn_bits for n in names}
-            share(target, module, state, bits, steps=steps - pruning, lr=c.share_lr, generator=generator)
+            share(target, module, state, bits, steps=sharing, lr=c.share_lr, generator=generator)
         size = store(directory / f"{net}.cmb", module, state)
         plain = len(fp32_bytes(target.module))
         facts: dict[str, Any] = {"file": float(size), "xz": float(len(xz(module)))}
