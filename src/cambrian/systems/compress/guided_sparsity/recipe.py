@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -31,10 +32,10 @@ from cambrian.systems.compress.guided_sparsity._machine import (
     Work,
     calibrate,
     interleaved,
-    predict,
     layer_case,
+    predict,
 )
-from cambrian.systems.compress.guided_sparsity.model import METHODS, Sparsified, sparsify, train_sparse
+from cambrian.systems.compress.guided_sparsity.model import METHODS, Sparsified, plans_of, sparsify, train_sparse
 from cambrian.systems.perception.resnet import GLYPH_TARGETS
 from cambrian.worlds import glyphs
 
@@ -125,8 +126,8 @@ class Config:
     alpha: float | None = option(None, "model: in place of the measured overheads (no fixed cost then)", low=0.1)
     method: str = option("gesl", "guided: which pruning", choices=METHODS)
     keep: float = option(0.08, "guided: share of weights that stay", low=0.005, high=1.0)
-    steps: int = option(200, "guided: steps of pruning", low=1)
-    retrain: int = option(300, "guided: steps of retraining", low=0)
+    steps: int = option(120, "guided: steps of pruning", low=1)
+    retrain: int = option(200, "guided: steps of retraining", low=0)
     target_steps: int = option(400, "guided: training steps of the network to be pruned", low=1)
     target_samples: int = option(8000, "guided: pictures that it is trained on", low=10)
 
@@ -249,11 +250,21 @@ class GuidedSparsityStudy(Study[Config]):
         return Measurement(metrics, Table.of(rows))
 
     def _pruned(self, target: Target, machine: Machine, method: str, seed: int) -> Sparsified:
-        c, generator = self.config, torch.Generator().manual_seed(seed)
-        return train_sparse(
-            target, machine, method=method, keep=c.keep, steps=c.steps, retrain=c.retrain, decay=0.02, lr=0.02,
-            generator=generator,
-        )  # fmt: skip
+        """The target pruned by this method; from the cache when another arm has pruned it alike."""
+        c = self.config
+
+        def train(module: nn.Module) -> None:
+            made = train_sparse(
+                target, machine, method=method, keep=c.keep, steps=c.steps, retrain=c.retrain, decay=0.02, lr=0.02,
+                look=max(1, c.steps // 4), generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+            module.load_state_dict(made.module.state_dict())
+
+        sizes = {"keep": c.keep, "steps": c.steps, "retrain": c.retrain, "target": [c.target_steps, c.target_samples]}
+        facts = {"method": method, "seed": seed, **sizes, "machine": asdict(machine)}
+        module = kept("guided-sparsity", facts, copy.deepcopy(target.module), train)
+        plans = plans_of(module, target.example(), machine, guided=method.startswith("g"), fc=0.1)
+        return Sparsified(module, CompressionState(), plans, machine)
 
     def _figures(self, target: Target, made: Sparsified) -> dict[str, float]:
         weights = [made.module.get_parameter(name) for name in made.plans]
