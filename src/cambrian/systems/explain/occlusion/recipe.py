@@ -130,11 +130,12 @@ class Config:
     size: int = option(4, "edge of the square, in pixels", low=1)
     stride: int = option(2, "pixels between two places", low=1)
     value: str = option("data", "what the square shows", choices=VALUES)
-    distractors: int = option(6, "place: smaller, darker characters in each scene", low=0)
+    distractors: int = option(2, "place: smaller characters of other classes in each scene", low=0)
+    colour: bool = option(True, "place: characters and ground in colours, so that the ground is no less bright")
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
     images: int = option(128, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(250, "training steps of the explained network", low=1)
-    target_samples: int = option(5000, "pictures that it is trained on", low=100)
+    target_steps: int = option(500, "training steps of the explained network", low=1)
+    target_samples: int = option(6000, "pictures that it is trained on", low=100)
 
 
 PLACE = Claim(
@@ -155,7 +156,7 @@ PLACE = Claim(
     baselines=("random", "centre", "fresh"),
     sabotage=Arm({"permute": True}),
 )
-FACES: dict[str, object] = {"experiment": "correspondence", "size": 6}
+FACES: dict[str, object] = {"experiment": "correspondence", "size": 6, "target_steps": 200}
 CORRESPONDENCE = Claim(
     name="correspondence",
     statement="Covering the same eye changes the signs of features of different faces at least 15 % more alike than covering "
@@ -193,8 +194,8 @@ class OcclusionStudy(Study[Config]):
 
     def _place(self, seed: int) -> Measurement:
         c = self.config
-        settings = {"samples": c.target_samples, "steps": c.target_steps, "distractors": c.distractors}
-        target = scene_target("occlusion", seed, **settings)
+        style = {"distractors": c.distractors, **({"colour": True, "contrast": 0.5} if c.colour else {})}
+        target = scene_target("occlusion", seed, samples=c.target_samples, steps=c.target_steps, **style)
         accuracy = target.metric()["accuracy"]
         x, y, masks = understood(target, max(1, min(c.images, round(accuracy * target.size("test")))), seed)
         generator = torch.Generator().manual_seed(seed)
