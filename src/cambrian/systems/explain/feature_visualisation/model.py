@@ -227,6 +227,7 @@ class _Runner:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores `[B]` and the layer's output."""
+        x = x.contiguous(memory_format=torch.channels_last)  # convolutions on a CPU: nearly half the time
         if not self.layer:
             out = self.module(x)
             if out.dim() != 2:
