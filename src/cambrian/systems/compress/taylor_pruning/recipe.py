@@ -141,6 +141,7 @@ class Config:
     updates: int = option(6, "prune: fine-tuning steps before each removal", low=0)
     maps: int = option(3, "prune: maps removed at a time", low=1)
     lr: float = option(0.01, "prune: rate of fine-tuning", low=0.0)
+    stages: int = option(3, "stages of the VGG-A; each halves the picture", low=1, high=5)
     base_steps: int = option(600, "training steps on the first domain", low=1)
     steps: int = option(300, "training steps on the second domain", low=1)
     samples: int = option(2000, "training pictures of the second domain", low=20)
@@ -175,6 +176,7 @@ NORM = Claim(
     baselines=("raw",),
     sabotage=Arm({"l2": False}),
 )
+PRUNING: dict[str, object] = {"experiment": "prune", "stages": 4}
 PRUNE = Claim(
     name="half-the-flops",
     statement="At half the FLOPs, before the final fine-tuning, maps chosen by Taylor leave 5 points more accuracy than "
@@ -184,13 +186,13 @@ PRUNE = Claim(
     margin=0.05,
     paper="figures 4 to 6: Birds-200, Flowers-102: Taylor above weight, activation and random at equal FLOPs",
     arms={
-        "taylor": Arm({"experiment": "prune"}),
-        "weight": Arm({"experiment": "prune", "criterion": "weight"}),
-        "random": Arm({"experiment": "prune", "criterion": "random"}),
+        "taylor": Arm({**PRUNING}),
+        "weight": Arm({**PRUNING, "criterion": "weight"}),
+        "random": Arm({**PRUNING, "criterion": "random"}),
     },
     system="taylor",
     baselines=("weight", "random"),
-    sabotage=Arm({"experiment": "prune", "criterion": "random"}),
+    sabotage=Arm({**PRUNING, "criterion": "random"}),
 )
 
 
@@ -206,9 +208,10 @@ class TaylorPruningStudy(Study[Config]):
     claims = (RANKS, NORM, PRUNE)
 
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
-        target = transferred(self.config.base_steps, self.config.steps, self.config.samples, seed)
+        c = self.config
+        target = transferred(c.stages, c.base_steps, c.steps, c.samples, seed)
         progress(1, 2)
-        found = self._ranks(target, seed) if self.config.experiment == "ranks" else self._prune(target, seed)
+        found = self._ranks(target, seed) if c.experiment == "ranks" else self._prune(target, seed)
         progress(2, 2)
         return found
 
@@ -261,14 +264,14 @@ BASE = {
 SECOND = "abdefghmnqrt"
 
 
-def transferred(base_steps: int, steps: int, samples: int, seed: int) -> Target:
-    """A VGG-A of four stages and an eighth of the widths, trained on 36 plain coloured capitals and digits, then on
+def transferred(stages: int, base_steps: int, steps: int, samples: int, seed: int) -> Target:
+    """A VGG-A of an eighth of the widths, trained on 36 plain coloured capitals and digits, then on
     `samples` pictures of twelve small letters on photographed textures.
     """
     data = glyphs.load(
         train=samples, valid=500, test=2000, seed=seed, size=32, characters=SECOND, colour=True, ground="texture"
     )
-    base = trained("vgg", data="glyphs", overrides={**BASE, "steps": base_steps}, seed=seed).target()
+    base = trained("vgg", data="glyphs", overrides={**BASE, "stages": stages, "steps": base_steps}, seed=seed).target()
     module = copy.deepcopy(base.module)
     old = module.classifier[-1]
     module.classifier[-1] = nn.Linear(old.in_features, len(SECOND))
@@ -280,6 +283,6 @@ def transferred(base_steps: int, steps: int, samples: int, seed: int) -> Target:
         how = {"lr": 0.05, "lr_scale": 1.0, "weight_decay": BASE["weight_decay"]}
         target.finetune(net, steps=steps, generator=torch.Generator().manual_seed(seed), **how)
 
-    facts = {"base_steps": base_steps, "steps": steps, "samples": samples, "seed": seed, **BASE}
+    facts = {"base_steps": base_steps, "steps": steps, "samples": samples, "seed": seed, **BASE, "stages": stages}
     target.module = kept("taylor-pruning", facts, module, train)
     return target
