@@ -32,7 +32,6 @@ from cambrian.systems.attack.blackbox.model import (
     planned_queries,
     train_substitute,
 )
-from cambrian.systems.perception.vgg import SMALL_TARGET
 
 VICTIMS = ("cnn", "logistic", "svm", "tree", "knn")
 
@@ -47,7 +46,7 @@ class Training:
     period: int = option(0, "rounds after which the step changes its sign; 0: never", low=0)
     keep: int = option(0, "new points a round by reservoir sampling; 0: all", low=0)
     after: int = option(3, "first round with reservoir sampling", low=0)
-    arch: str = option("lenet-5", "the substitute", choices=ARCHITECTURES)
+    arch: str = option("lenet-1998", "the substitute", choices=ARCHITECTURES)
     steps: int = option(300, "training steps in each round", low=1)
     batch: int = option(64, "points per training step", low=1)
     lr: float = option(1e-3, "Adam's rate", low=0.0)
@@ -158,6 +157,9 @@ class Config(Training):
     attack: str = option("fgsm", "what fools the substitute; noise needs none", choices=METHODS)
     shuffle: bool = option(False, "permute the victim's labels before training (a control)")
     samples: int = option(500, "test inputs", low=10)
+    network: str = option("lenet-5", "the victim network", choices=ARCHITECTURES[2:])
+    size: int = option(28, "edge of the pictures", low=16, high=64)
+    target_lr: float = option(0.01, "learning rate of the victim network", low=0.0)
     target_steps: int = option(300, "training steps of the victim network", low=1)
     fitted: int = option(2000, "training samples of a scikit-learn victim", low=20)
     each_round: bool = option(False, "judge the substitute of each round, for the curves")
@@ -211,7 +213,8 @@ class BlackBoxStudy(Study[Config]):
 
     def measure(self, seed: int, directory: Path, progress: Progress) -> Measurement:
         c, generator = self.config, torch.Generator().manual_seed(seed)
-        network = trained("vgg", data="glyphs", overrides={**SMALL_TARGET, "steps": c.target_steps}, seed=seed).target()
+        settings = {"net": c.network, "size": c.size, "steps": c.target_steps, "lr": c.target_lr}
+        network = trained("resnet", data="glyphs", overrides=settings, seed=seed).target()
         x, y, _ = next(network.batches("test", c.samples, seed, size=c.samples))
         victim = network if c.victim == "cnn" else estimator(c.victim, network, c.fitted, seed)
         budgeted, judge = (Oracle(victim, budget, space=network.space) for budget in (c.budget, None))
