@@ -226,7 +226,7 @@ class TaylorPruningStudy(Study[Config]):
             scores = score(c.criterion, target, batches, units=False, generator=generator)
         found = agreement(scores, truth)
         across = found["spearman across"] if c.l2 else found["spearman across, raw"]
-        metrics = {"per_layer": found["spearman per layer"], "across": across, **_accuracy(target)}
+        metrics = {"per_layer": found["spearman per layer"], "across": across, "accuracy": target.metric()["accuracy"]}
         rows = [[n, i, float(s), float(truth[n][i])] for n, value in scores.items() for i, s in enumerate(value)]
         return Measurement(metrics, Table(["layer", "map", c.criterion, "oracle"], rows))
 
@@ -239,28 +239,14 @@ class TaylorPruningStudy(Study[Config]):
         left = work.sizes()
         metrics = {"accuracy": target.metric(work.module)["accuracy"], "start": target.metric()["accuracy"]}
         metrics |= {f"{m}_left": left[m] / work.start[m] for m in ("maps", "params", "flops")}
-        widths = [
-            [n, a, b]
-            for (n, a), b in zip(
-                *(_widths(target, target.module).items(), _widths(target, work.module).values()), strict=True
-            )
-        ]
+        before, after = (_widths(target, module) for module in (target.module, work.module))
+        widths = [[name, count, after[name]] for name, count in before.items()]
         return Measurement(metrics, Table(["layer", "maps before", "maps after"], widths))
 
 
-def _accuracy(target: Target) -> dict[str, float]:
-    return {"accuracy": target.metric()["accuracy"]}
-
-
-BASE = {
-    "plan": "A",
-    "stages": 4,
-    "samples": 8000,
-    "lr": 0.1,
-    "weight_decay": 1e-4,
-    "characters": "alnum",
-    "channels": 3,
-}
+BASE: dict[str, object] = {
+    "plan": "A", "samples": 8000, "lr": 0.1, "weight_decay": 1e-4, "characters": "alnum", "channels": 3,
+}  # fmt: skip
 SECOND = "abdefghmnqrt"
 
 
