@@ -19,13 +19,13 @@ from cambrian.inspect.camera import (
     Layout,
     PhotoConfig,
     _demosaic,
+    _mosaic,
     _thresholds,
     developed,
     photo,
     printed,
     softened,
 )
-from cambrian.inspect.camera import _colours as photosites
 from cambrian.inspect.fiducials import homography, locate, mark, transform, warp
 from cambrian.inspect.jpeg import jpeg, quantise, tables
 from cambrian.worlds import glyphs
@@ -196,11 +196,12 @@ def test_dither_keeps_the_tone_and_uses_every_threshold():
 
 
 def test_the_sensor_keeps_plain_colours_and_its_noise_has_the_stated_size():
-    sites = photosites(16, "cpu")
-    assert torch.equal(sites.sum(0), torch.ones(16, 16)) and float(sites[1].mean()) == 0.5
     colour = torch.tensor([0.2, 0.5, 0.7]).view(1, 3, 1, 1).expand(2, 3, 16, 16)
-    seen = _demosaic((colour * sites).sum(1, keepdim=True), sites)
-    assert torch.allclose(seen, colour, atol=1e-6)
+    raw = _mosaic(colour)
+    assert torch.allclose(raw[0, 0, :2, :2], torch.tensor([[0.2, 0.5], [0.5, 0.7]]))
+    assert torch.allclose(_demosaic(raw), colour, atol=1e-6)
+    ramp = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+    assert torch.allclose(_demosaic(_mosaic(ramp))[..., 2:-2, 2:-2], ramp[..., 2:-2, 2:-2], atol=1e-5)
     c = replace(CLEAN, electrons=1000.0, read_noise=0.01, exposure=(1.0, 1.0))
     grey = torch.full((4, 3, 64, 64), 0.5)
     noise = developed(grey, c, torch.arange(4) * 977).square() - 0.5

@@ -133,7 +133,7 @@ class Photo:
         view = viewpoint(c, layout, side, key)
         scale = torch.diag(view.new_tensor([c.dots, c.dots, 1.0]))
         scene = warp(page, scale @ torch.linalg.inv(view), (side, side), fill=0.1)
-        photos = developed(scene, c, key, self.seed)
+        photos = developed(scene, c, key)
         truth = transform(view, layout.corners().to(x).expand(len(x), -1, -1))
         cut, found = view, torch.ones(len(x), dtype=torch.bool, device=x.device)
         if not c.known:
@@ -276,27 +276,25 @@ def viewpoint(config: PhotoConfig, layout: Layout, side: int, key: Tensor) -> Te
     return view / view[:, 2:, 2:]
 
 
-def developed(scene: Tensor, config: PhotoConfig, key: Tensor, seed: int = 0) -> Tensor:
+def developed(scene: Tensor, config: PhotoConfig, key: Tensor) -> Tensor:
     """The camera's picture file, read again: reflected light `[B, 3, S, S]` -> photographs in [0, 1]."""
     c, side = config, scene.shape[2]
-    draw = uniform(key, 6, stream=4)
+    draw = uniform(key, 7, stream=4)
     scene = _blur(scene, c, draw)
     low, high = c.exposure
     light = (low + (high - low) * draw[:, 2]).view(-1, 1, 1, 1)
     warm = (2 * draw[:, 3] - 1) * c.white_balance
-    gain = torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], 1)[:, :, None, None]
+    gain = torch.stack([1 + warm, torch.ones_like(warm), 1 - warm], 1)[:, :, None, None] * light
     line = torch.linspace(-1, 1, side, device=scene.device)
     away = (line.square()[:, None] + line.square()) / 2
     shade = 1 - c.vignette * draw[:, 4].view(-1, 1, 1, 1) * away
-    raw = scene * (light * gain).to(scene.dtype) * shade.to(scene.dtype)
-    colour = _colours(side, str(scene.device)).to(scene.dtype)
-    if c.bayer:
-        raw = (raw * colour).sum(1, keepdim=True)
+    raw = scene * gain.to(scene.dtype)
+    raw = (_mosaic(raw) if c.bayer else raw) * shade.to(scene.dtype)
     grain = _noise(key, side, side, raw.shape[1], stream=5).to(scene)
     spread = (raw.detach().clamp(0, 1) / c.electrons + c.read_noise**2).sqrt()
     raw = (raw + spread * grain).clamp(0, 1)
     if c.bayer:
-        raw = _demosaic(raw, colour)
+        raw = _demosaic(raw)
     stored = raw.clamp_min(1e-5).sqrt()
     if c.quality[1] == 0:
         return straight_round(stored * 255) / 255
@@ -312,7 +310,7 @@ def _blur(scene: Tensor, config: PhotoConfig, draw: Tensor) -> Tensor:
         return scene
     half = max(1, math.ceil(2.5 * c.defocus[1] + c.motion / 2))
     angle = 2 * math.pi * draw[:, 1]
-    length = c.motion * (draw[:, 0] * 7919).frac()
+    length = c.motion * draw[:, 6]
     steps = torch.linspace(-0.5, 0.5, 7, device=scene.device)[None] * length[:, None]
     line = torch.arange(-half, half + 1, device=scene.device).float()
     width = 2 * sigma.clamp_min(0.15).square().view(-1, 1, 1)
@@ -324,18 +322,23 @@ def _blur(scene: Tensor, config: PhotoConfig, draw: Tensor) -> Tensor:
     return F.conv2d(padded, kernel[:, None], groups=b).transpose(0, 1).reshape(b, 3, h, w)
 
 
-@lru_cache(maxsize=8)
-def _colours(side: int, device: str) -> Tensor:
-    """Which colour each photosite sees, `[3, S, S]`: red, green / green, blue."""
-    seen = torch.zeros(3, side, side)
-    seen[0, ::2, ::2] = seen[2, 1::2, 1::2] = 1
-    seen[1, ::2, 1::2] = seen[1, 1::2, ::2] = 1
-    return seen.to(device)
+def _mosaic(scene: Tensor) -> Tensor:
+    """What the photosites see, `[B, 1, S, S]`: red, green / green, blue."""
+    raw = scene[:, 1:2].clone()
+    raw[:, :, ::2, ::2] = scene[:, :1, ::2, ::2]
+    raw[:, :, 1::2, 1::2] = scene[:, 2:, 1::2, 1::2]
+    return raw
 
 
-def _demosaic(raw: Tensor, colour: Tensor) -> Tensor:
+def _demosaic(raw: Tensor) -> Tensor:
     """Bilinear: a missing colour is the mean of its nearest photosites."""
-    planes = F.pad(raw * colour, (1, 1, 1, 1), mode="reflect")
+    planes = F.pad(raw, (1, 1, 1, 1), mode="reflect").expand(-1, 3, -1, -1).clone()  # padded, red stands at odd places
+    planes[:, 0, ::2] = 0
+    planes[:, 0, :, ::2] = 0
+    planes[:, 2, 1::2] = 0
+    planes[:, 2, :, 1::2] = 0
+    planes[:, 1, ::2, ::2] = 0
+    planes[:, 1, 1::2, 1::2] = 0
     columns = planes[..., 1:-1] + (planes[..., :-2] + planes[..., 2:]) / 2
     red_blue = columns[:, ::2, 1:-1] + (columns[:, ::2, :-2] + columns[:, ::2, 2:]) / 2
     green = planes[:, 1]

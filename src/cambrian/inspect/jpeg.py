@@ -35,6 +35,8 @@ TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0
 
 def straight_round(x: Tensor) -> Tensor:
     """Rounds; its gradient is that of the identity."""
+    if not x.requires_grad:
+        return x.round()
     return x + (x.detach().round() - x.detach())
 
 
@@ -65,7 +67,8 @@ def quantise(plane: Tensor, table: Tensor) -> Tensor:
     table = table.to(plane.dtype).reshape(-1, p, 1, 64)
     steps = (blocks @ d.T) / table
     whole = steps.detach().sign() * torch.floor(steps.detach().abs() + (0.5 + 1e-4))  # halves away from 0, as libjpeg
-    kept = ((steps + (whole - steps.detach())) * table) @ d
+    whole = steps + (whole - steps.detach()) if steps.requires_grad else whole
+    kept = (whole * table) @ d
     return kept.view(b, p, h // 8, w // 8, 8, 8).transpose(3, 4).reshape(b, p, h, w)
 
 
