@@ -9,19 +9,22 @@ Shapes: B batch, H = W = 32.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cambrian.data.images import unit
-from cambrian.data.split import Data
+from cambrian.data.random import sample_keys
+from cambrian.data.split import Data, TensorSplit
 from cambrian.engine.targets import kept
 from cambrian.errors import DataError
 from cambrian.inspect.maps import boxes
-from cambrian.inspect.target import ModuleTarget, Space, Target, wrap
+from cambrian.inspect.target import SPLITS, ModuleTarget, Space, Target, wrap
 from cambrian.nn import zoo
 from cambrian.worlds import glyphs
+from cambrian.worlds.textures import texture
 
 SCENE: dict[str, Any] = {
     "size": 32,
@@ -33,9 +36,23 @@ SCENE: dict[str, Any] = {
 """The character's box covers 6 % of the picture on average and never 15 %, its strokes 3 %."""
 
 
-def scenes(seed: int, *, samples: int = 5000, test: int = 1000, **style: Any) -> Data:
-    """Pictures `[B,1,32,32]` (3 channels with `colour=True`) of ten digits with masks; `style` replaces entries of `SCENE`."""
-    return glyphs.load(train=samples, valid=500, test=test, seed=seed, **{**SCENE, **style})
+def scenes(seed: int, *, samples: int = 5000, test: int = 1000, relief: float = 0.0, **style: Any) -> Data:
+    """Pictures `[B,1,32,32]` (3 channels with `colour=True`) of ten digits with masks; `style` replaces entries of `SCENE`.
+
+    With `relief` the ground is a lit texture of mean 0.4 and standard deviation 0.12 `relief`, so that it is no less a
+    sight than the object, which stays the brightest.
+    """
+    data = glyphs.load(train=samples, valid=500, test=test, seed=seed, **{**SCENE, **style})
+    return data if relief == 0.0 else replace(data, **{name: _relieved(data, name, seed, relief) for name in SPLITS})
+
+
+def _relieved(data: Data, name: str, seed: int, relief: float) -> TensorSplit:
+    """A split on a second photographed texture, laid under ink and clutter: `x + (1 - x) t`."""
+    fields = data.split(name)[torch.arange(len(data.split(name)))]
+    keys = sample_keys(seed, 100 + SPLITS.index(name), torch.arange(len(fields["image"])))
+    under = (0.4 + relief * texture(keys, fields["image"].shape[-1])).clamp(0.0, 0.75)
+    x = unit(fields["image"])
+    return TensorSplit(**{**fields, "image": ((x + (1.0 - x) * under) * 255.0).round().to(torch.uint8)})
 
 
 def scene_target(

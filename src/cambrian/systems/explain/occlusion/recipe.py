@@ -131,11 +131,11 @@ class Config:
     stride: int = option(2, "pixels between two places", low=1)
     value: str = option("data", "what the square shows", choices=VALUES)
     distractors: int = option(2, "place: smaller characters of other classes in each scene", low=0)
-    colour: bool = option(True, "place: characters and ground in colours, so that the ground is no less bright")
+    relief: float = option(2.5, "place: strength of the ground's texture; 0: nearly black", low=0.0, high=4.0)
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
     images: int = option(128, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(500, "training steps of the explained network", low=1)
-    target_samples: int = option(6000, "pictures that it is trained on", low=100)
+    target_steps: int = option(250, "training steps of the explained network", low=1)
+    target_samples: int = option(5000, "pictures that it is trained on", low=100)
 
 
 PLACE = Claim(
@@ -194,7 +194,7 @@ class OcclusionStudy(Study[Config]):
 
     def _place(self, seed: int) -> Measurement:
         c = self.config
-        style = {"distractors": c.distractors, **({"colour": True, "contrast": 0.5} if c.colour else {})}
+        style = {"distractors": c.distractors, "relief": c.relief}
         target = scene_target("occlusion", seed, samples=c.target_samples, steps=c.target_steps, **style)
         accuracy = target.metric()["accuracy"]
         x, y, masks = understood(target, max(1, min(c.images, round(accuracy * target.size("test")))), seed)
