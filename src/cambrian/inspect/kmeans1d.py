@@ -42,19 +42,18 @@ class SortedValues:
 
     def __init__(self, values: Any, weights: Any | None = None) -> None:
         flat = np.asarray(values, np.float64).ravel()
-        self.plain = weights is None
         h = np.ones(len(flat)) if weights is None else np.asarray(weights, np.float64).ravel()
         if not len(flat) or h.shape != flat.shape:
             raise DataError(f"clustering takes N >= 1 values and as many weights, got {flat.shape} and {h.shape}")
         if not (np.isfinite(flat).all() and np.isfinite(h).all() and h.min() > 0):
             raise DataError("values must be finite, and weights finite and above 0")
-        self.order = np.argsort(flat, kind="stable")
-        self.values, self.weights = flat[self.order], h[self.order]
+        self.order = np.argsort(flat)
+        self.values, self.weights = flat[self.order], h if weights is None else h[self.order]
         # centred, so that sums of squares keep their digits
         self.centre = float((self.values * self.weights).sum() / self.weights.sum())
         w = self.values - self.centre
-        self.mass, self.first = _running(self.weights), _running(self.weights * w)
-        self.second = _running(self.weights * w * w)
+        weighted = w if weights is None else self.weights * w
+        self.mass, self.first, self.second = _running(self.weights), _running(weighted), _running(weighted * w)
 
     def __len__(self) -> int:
         return len(self.values)
