@@ -48,7 +48,7 @@ def maps(images: int) -> None:
         gap = float((ours() - other).abs().max())
         assert gap < 1e-5, f"the maps differ by {gap}"
     print(f"{images} picture(s), {SIZE}x{SIZE} square, stride {STRIDE}, max difference {gap:.1e}")
-    repeats = 5
+    repeats = 4
     print("  1 window a pass: ", compare({"ours": ours, "captum": lambda: theirs(1)}, repeats=repeats))
     print(f"  {BATCHED} windows a pass:", compare({"ours": ours, "captum": lambda: theirs(BATCHED)}, repeats=repeats))
     print("  whole pictures:  ", compare({"patches": ours, "whole": lambda: ours(False)}, repeats=repeats))
@@ -77,7 +77,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     maps(1)
-    maps(8)
+    maps(4)
     projections()
 
 

@@ -432,6 +432,17 @@ def test_the_study_s_controls_know_nothing_and_the_shuffled_grid_too(monkeypatch
         measure(map="fresh")
 
 
+def test_a_lit_ground_leaves_the_object_the_brightest():
+    plain, lit = (scenes(1, samples=4, test=30, relief=relief).test[torch.arange(30)] for relief in (0.0, 2.5))
+    assert torch.equal(plain["mask"], lit["mask"]) and torch.equal(plain["label"], lit["label"])
+    inside = plain["mask"].bool()
+    before, after = plain["image"].float() / 255, lit["image"].float() / 255
+    assert bool((after >= before - 0.01).all()) and float(after[inside].mean()) > 0.9
+    assert 0.3 < float(after[~inside].mean()) < 0.5 and float(after[~inside].std()) > 0.2 > float(before[~inside].std())
+    again = scenes(1, samples=4, test=30, relief=2.5).test[torch.arange(30)]
+    assert torch.equal(lit["image"], again["image"])
+
+
 def test_parts_of_faces_are_where_the_landmarks_are(monkeypatch):
     data = faces.load(size=32, train=20, test=40, seed=0)
     torch.manual_seed(0)
