@@ -296,10 +296,12 @@ def test_random_signs_have_the_size_asked_for():
 def test_the_attacker_reports_what_it_asked_and_leaves_the_victim_as_it_was(victim, samples):
     x, y = samples
     before = copy.deepcopy(victim.module.state_dict())
-    options = Options(seeds=50, rounds=2, arch="mlp", steps=100, lr=3e-3, eps=0.2, budget=200, watched=50)
+    options = Options(
+        seeds=50, rounds=2, arch="mlp", steps=60, final=120, lr=3e-3, eps=0.2, budget=200, watched=50, cw_steps=30
+    )
     found = BlackBox(options).attack(victim, x, y, torch.Generator().manual_seed(0))
     methods = [row["method"] for row in found.rows]
-    assert methods == ["fgsm on mlp", "random sign", "fgsm on the victim"]
+    assert methods == ["fgsm on mlp", "random sign", "fgsm on the victim", "carlini-wagner on the victim"]
     rates = [row["success"] for row in found.rows]
     assert rates[1] < rates[0] <= rates[2] + 0.05
     assert found.rows[0]["label queries"] == 200 and found.rows[1]["label queries"] == 0

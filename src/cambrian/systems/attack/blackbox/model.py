@@ -222,7 +222,8 @@ def train_substitute(
     period: int = 0,
     keep: int = 0,
     after: int = 0,
-    steps: int = 300,
+    steps: int = 150,
+    final: int | None = None,
     batch: int = 64,
     lr: float = 1e-3,
     shuffle: bool = False,
@@ -233,7 +234,7 @@ def train_substitute(
     `seeds [N,...]` are the attacker's own inputs, of every class. `augmentation="random"` takes random signs instead of the
     Jacobian's and needs no network before the last; "none" stays with the seeds. With a `period` the step changes
     its sign every so many rounds; with `keep` only so many points, drawn by reservoir sampling, are added from round
-    `after` on. `shuffle` permutes the labels before training (a control). `watch(target)` adds columns to each round's row.
+    `after` on. `steps` is the training of a round, `final` that of the last. `shuffle` permutes the labels before training (a control). `watch(target)` adds columns to each round's row.
     Raises `ConfigError` before the first query when the budget does not suffice.
     """
     _check(oracle, seeds, augmentation, arch, lam)
@@ -241,13 +242,13 @@ def train_substitute(
     x, labels, rows = seeds, oracle(seeds), []
     if labels.unique().numel() < 2:
         raise DataError(f"the victim takes all {len(seeds)} seeds for one class; give some of every class")
-    settings = {"steps": steps, "batch": batch, "lr": lr, "hinge": arch == "svm", "generator": generator}
+    settings = {"batch": batch, "lr": lr, "hinge": arch == "svm", "generator": generator}
     for r in range(1 if augmentation == "none" else rounds + 1):
         last = augmentation == "none" or r == rounds
         if augmentation != "random" or last:
             network = make_network(arch, oracle.space, len(oracle.classes), _seed(generator))
             order = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
-            fit(network, x, labels[order], **settings)
+            fit(network, x, labels[order], steps=final if final and last else steps, **settings)
             made = wrap(network, space=oracle.space, classes=oracle.classes)
             rows.append({"round": r, "label queries": oracle.queries, **(watch(made) if watch else {})})
         if last:

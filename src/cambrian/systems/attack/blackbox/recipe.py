@@ -16,6 +16,7 @@ from cambrian.engine.samples import Curves, Table
 from cambrian.engine.targets import trained
 from cambrian.errors import DataError
 from cambrian.inspect.attack import ascend, attack_row, in_batches, join
+from cambrian.inspect.carlini_wagner import carlini_wagner
 from cambrian.inspect.results import AttackResult, Row
 from cambrian.inspect.target import ModuleTarget, Target
 from cambrian.systems.attack.blackbox._pictures import curve_figure, growth_figure
@@ -47,14 +48,28 @@ class Training:
     keep: int = option(0, "new points a round by reservoir sampling; 0: all", low=0)
     after: int = option(3, "first round with reservoir sampling", low=0)
     arch: str = option("lenet-1998", "the substitute", choices=ARCHITECTURES)
-    steps: int = option(300, "training steps in each round", low=1)
+    steps: int = option(150, "training steps in each round but the last", low=1)
+    final: int = option(900, "training steps in the last round", low=1)
     batch: int = option(64, "points per training step", low=1)
     lr: float = option(1e-3, "Adam's rate", low=0.0)
     budget: int = option(6400, "label queries that training may use", low=1)
 
     def substitute(self, oracle: Oracle, seeds: Tensor, generator: torch.Generator, **more: Any) -> Substitute:
         """Trained with these options."""
-        names = ("rounds", "lam", "augmentation", "scores", "period", "keep", "after", "arch", "steps", "batch", "lr")
+        names = (
+            "rounds",
+            "lam",
+            "augmentation",
+            "scores",
+            "period",
+            "keep",
+            "after",
+            "arch",
+            "steps",
+            "final",
+            "batch",
+            "lr",
+        )
         return train_substitute(oracle, seeds, generator=generator, **{n: getattr(self, n) for n in names}, **more)
 
     @property
@@ -72,6 +87,9 @@ class Options(Training):
     split: str = option("valid", "where the seeds come from; never the split that is attacked")
     reference: bool = option(True, "report random signs and the white-box attack beside it")
     watched: int = option(200, "inputs on which each round is judged, for the curves; not counted as queries", low=0)
+    cw_steps: int = option(
+        0, "steps of the white-box attack of least distortion (Carlini, Wagner) beside it; 0: none", low=0
+    )
     batch_attack: int = option(256, "samples per pass", low=1)
 
 
@@ -80,7 +98,7 @@ class BlackBox(Attacker[Options]):
     """Trains a substitute on the victim's labels, and sends the victim what fools the substitute."""
 
     needs = ("labels_only",)
-    quick = {"seeds": 40, "rounds": 2, "steps": 60}
+    quick = {"seeds": 40, "rounds": 2, "steps": 40, "final": 60}
 
     def attack(self, target: Target, x: Tensor, y: Tensor, generator: torch.Generator) -> AttackResult:
         """Seeds from another split, a substitute within the budget, the attack; rows of it and of its references."""
@@ -105,13 +123,29 @@ class BlackBox(Attacker[Options]):
         if o.reference:
             noise = self._through(judge, substitute, target, x, y, "noise", generator)
             result.rows.append(_row(target, x, y, noise, "random sign", "none", facts, 0))
-            if target.offers()["grad_x"] is None:
-                white = join([ascend(target, a, b, eps=o.eps) for a, b in in_batches(x, y, o.batch_attack)])
-                result.rows.append(_row(target, x, y, white, "fgsm on the victim", "white box", facts, 0))
+            result.rows += self._white_box(target, x, y, facts)
         result.figures["queries"] = curve_figure(substitute.rounds)
         if target.space.kind == "image":
             result.figures["growth"] = growth_figure(substitute, o.seeds, target.classes)
         return result
+
+    def _white_box(self, target: Target, x: Tensor, y: Tensor, facts: Row) -> list[Row]:
+        """What an attacker could do who sees the victim."""
+        o = self.options
+        if target.offers()["grad_x"] is not None:
+            return []
+        makers = {"fgsm on the victim": (facts, lambda a, b: ascend(target, a, b, eps=o.eps))}
+        if o.cw_steps:
+            least = {"norm": "2", "eps": None}
+            makers["carlini-wagner on the victim"] = (
+                least,
+                lambda a, b: carlini_wagner(target, a, b, steps=o.cw_steps),
+            )
+        rows = []
+        for name, (known, make) in makers.items():
+            found = join([make(a, b) for a, b in in_batches(x, y, o.batch_attack)])
+            rows.append(_row(target, x, y, found, name, "white box", known, 0))
+        return rows
 
     def _through(
         self, judge: Oracle, made: Substitute, target: Target, x: Tensor, y: Tensor, method: str, g: torch.Generator
@@ -158,7 +192,7 @@ class Config(Training):
     shuffle: bool = option(False, "permute the victim's labels before training (a control)")
     samples: int = option(500, "test inputs", low=10)
     network: str = option("lenet-5", "the victim network", choices=ARCHITECTURES[2:])
-    size: int = option(28, "edge of the pictures", low=16, high=64)
+    size: int = option(20, "edge of the pictures", low=16, high=64)
     target_lr: float = option(0.01, "learning rate of the victim network", low=0.0)
     target_steps: int = option(300, "training steps of the victim network", low=1)
     fitted: int = option(2000, "training samples of a scikit-learn victim", low=20)
@@ -205,9 +239,9 @@ class BlackBoxStudy(Study[Config]):
     """Trains a substitute on the labels of a small victim that it does not know, and attacks the victim through it."""
 
     presets = {
-        "smoke": Config(seeds=40, rounds=2, steps=20, samples=60, target_steps=60, fitted=300),
+        "smoke": Config(seeds=40, rounds=2, steps=10, final=20, samples=60, target_steps=60, fitted=300),
         "laptop": Config(),
-        "paper": Config(seeds=150, samples=10_000, steps=3000, target_steps=3000),
+        "paper": Config(seeds=150, samples=10_000, steps=1000, final=3000, target_steps=3000),
     }
     claims = (TRANSFER, _mechanism(25), _mechanism(15))
 
