@@ -53,7 +53,9 @@ def test_the_model_is_the_papers():
     over = predict(work, 0.1, Machine(1e11, 1e11, 3.0, 2e11), over="conv2d")
     assert over.speedup == pytest.approx(compute.speedup / 2) and over.high == pytest.approx(1 / 6)
     fixed = predict(Work(2e9, 4e6, 1e6, outputs=1e6), 0.1, Machine(1e11, 1e11, 3.0, 1e11, fixed=2e-9))
-    assert fixed.seconds_sparse == pytest.approx(0.002 + 0.006) and fixed.low == pytest.approx(0.002 / 0.06)
+    assert (
+        fixed.seconds_sparse == pytest.approx(0.002 + 0.006) and fixed.low == 0.0 and fixed.high == pytest.approx(0.3)
+    )
     assert predict(work, 0.0, FAST).speedup < 1e3 and not predict(work, 0.1, SLOW_MEMORY).useful
     for x, over in ((1.5, "sgemm"), (0.1, "gpu")):
         with pytest.raises(ConfigError):
@@ -163,9 +165,10 @@ def test_a_budget_is_met_exactly(target, keep: float):
     masks = budget_masks(module, guide, keep)
     total = sum(module.get_parameter(n).numel() for n in guide.plans)
     assert sum(int(m.sum()) for m in masks.values()) == round(keep * total)
-    if keep == 0.05:  # low priority: fully connected layers keep more than the others
-        share = {n: float(m.float().mean()) for n, m in masks.items()}
-        assert share["6.weight"] > share["3.weight"]
+    kept = torch.cat([module.get_parameter(n)[m].detach().abs() for n, m in masks.items()])
+    lost = [module.get_parameter(n)[~m].detach().abs() for n, m in masks.items()]
+    assert keep == 1.0 or kept.min() >= torch.cat(lost).max() - 1e-7
+    if keep == 0.05:
         with pytest.raises(ConfigError, match="fewer weights"):
             budget_masks(module, guide, 1e-5)
 

@@ -18,8 +18,7 @@ Differs from the paper:
 - the inner loop is LLVM code through numba, no C++ compiler is needed;
 - the model's compute term has a fixed time for each output besides, since small shares of non-zeros show it;
 - l1 acts as soft thresholding after each step, which gives exact zeros;
-- a budget of non-zero weights may be given; scores are magnitudes over their layer's root mean square, and the
-  priority of fully connected layers divides theirs;
+- a budget of non-zero weights may be given, which one threshold on all magnitudes then meets exactly;
 - forward only: training runs on dense convolutions under masks.
 
 Shapes: N images, C channels, O output channels, H W pixels, R S kernel.

@@ -48,7 +48,7 @@ class Machine:
 @dataclass(frozen=True)
 class Prediction:
     """`speedup` at the asked share of non-zeros, and the useful range of that share: below `high` = 1/alpha the kernel
-    gains (less what the fixed cost takes), below `low` the memory or the fixed cost is the limit. `low >= high`: never useful.
+    gains (less what the fixed cost takes), below `low` the memory is the limit and more zeros gain nothing. `low >= high`: never useful.
     """
 
     speedup: float
@@ -107,7 +107,7 @@ def predict(work: Work, x: float, machine: Machine, *, over: str = "sgemm") -> P
     memory, slope = work.activations / machine.bandwidth, BETA * work.weights / machine.bandwidth
     sparse = max(fixed + x * compute, memory + x * slope)
     high = min(1.0, (dense - fixed) / compute)
-    low = max(fixed / compute, (memory - fixed) / (compute - slope) if compute > slope else math.inf)
+    low = max(0.0, (memory - fixed) / (compute - slope)) if compute > slope else math.inf
     return Prediction(dense / sparse if sparse > 0 else math.inf, low, high, dense, sparse)
 
 

@@ -138,7 +138,7 @@ class Guide:
 
 def budget_masks(module: nn.Module, guide: Guide, keep: float | None) -> dict[str, Tensor]:
     """Which weights stay: the non-zeros, or with `keep` that share of all weights of the net (layers outside S count as
-    they are), by magnitude over the layer's root mean square; a layer never falls below its useful range.
+    they are), by magnitude, one threshold for all; a layer never falls below its useful range.
     """
     weights = {name: module.get_parameter(name).detach() for name in guide.plans}
     inside = guide.pruned()
@@ -151,11 +151,10 @@ def budget_masks(module: nn.Module, guide: Guide, keep: float | None) -> dict[st
         raise ConfigError(f"keep={keep} asks for fewer weights than the {outside} of layers that stay dense")
     scores = {}
     for name in inside:
-        plan, size = guide.plans[name], weights[name].abs().contiguous()
-        score = size / size.square().mean().sqrt().clamp_min(1e-12) / max(plan.multiplier, 1e-6)
+        plan, score = guide.plans[name], weights[name].abs().contiguous()
         floor = 0.0 if plan.prediction is None or not guide.guided else min(plan.prediction.low, 1.0)
-        least = max(1, round(floor * size.numel()))
-        score.view(-1)[size.flatten().topk(least).indices] = torch.inf
+        least = max(1, round(floor * score.numel()))
+        score.view(-1)[score.flatten().topk(least).indices] = torch.inf
         scores[name] = score
     flat = torch.cat([scores[n].flatten() for n in inside])
     kept = torch.zeros(len(flat), dtype=torch.bool)
@@ -224,7 +223,8 @@ def train_sparse(
     shared = {"lr_scale": 1.0, "batch": batch, "generator": generator, **settings}
     if steps:
         target.finetune(module, steps=steps, lr=lr, constraint=guide, schedule="constant", **shared)
-    guide.decide(module)
+    if guide.step % look:
+        guide.decide(module)
     for name, mask in budget_masks(module, guide, keep).items():
         guide.state.prune(module, name, mask)
         guide.state.of(name).coding = "sparse"
