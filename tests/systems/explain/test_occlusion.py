@@ -437,7 +437,7 @@ def test_a_lit_ground_leaves_the_object_the_brightest():
     assert torch.equal(plain["mask"], lit["mask"]) and torch.equal(plain["label"], lit["label"])
     inside = plain["mask"].bool()
     before, after = plain["image"].float() / 255, lit["image"].float() / 255
-    assert bool((after >= before - 0.01).all()) and float(after[inside].mean()) > 0.9
+    assert bool((after >= before - 0.01).all()) and float(after[inside].mean()) > 0.8
     assert 0.3 < float(after[~inside].mean()) < 0.5 and float(after[~inside].std()) > 0.2 > float(before[~inside].std())
     again = scenes(1, samples=4, test=30, relief=2.5).test[torch.arange(30)]
     assert torch.equal(lit["image"], again["image"])

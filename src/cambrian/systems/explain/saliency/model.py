@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from cambrian.errors import CapabilityError, ConfigError, ShapeError
 from cambrian.inspect.folding import prepared
 from cambrian.inspect.hooks import find
-from cambrian.inspect.maps import FILLS, filled, pass_size
+from cambrian.inspect.maps import FILLS, filled, pass_size, uncounted
 from cambrian.inspect.target import Target
 
 METHODS = ("gradient", "gradient-x-input", "guided", "deconvnet", "integrated", "smoothgrad", "grad-cam")
@@ -280,7 +280,8 @@ def last_spatial(target: Target) -> str:
     """Where Grad-CAM reads by default: the input of the first layer that ends the spatial part (global pooling, flatten),
     else the output of the last spatial layer. Raises `CapabilityError` when there is none.
     """
-    layers = target.layers()
+    with uncounted():
+        layers = target.layers()
     spatial = [i for i, layer in enumerate(layers) if len(layer.shape_out) == 4 and max(layer.shape_out[2:]) > 1]
     if not spatial:
         raise CapabilityError("Grad-CAM needs a layer with feature maps, and the network has none")
