@@ -28,6 +28,7 @@ from cambrian.systems.attack.transferable_attacks.model import (
     UPDATES,
     Moves,
     gaussian_noise,
+    hit_rate,
     leave_one_out,
     rates,
     right_for_all,
@@ -100,12 +101,14 @@ class TransferableAttacks(Attacker[Options]):
 
     def _sources(self, target: Target, generator: torch.Generator) -> dict[str, Target]:
         o = self.options
-        if o.sources:
-            return {name: runs.find(name).target() for name in o.sources}
+        found: dict[str, Target] = {one.id: one.target() for one in map(runs.find, o.sources)}
         reason = target.offers()["retrain"]
-        if reason is not None:
-            raise CapabilityError(f"no own networks can be trained for this target: {reason}; name runs with sources=")
-        return {name: own_network(target, name, self.options.train_steps, generator) for name in o.nets}
+        if o.nets and reason is not None:
+            raise CapabilityError(f"no own networks can be trained for this target: {reason}; name runs, and no nets")
+        found.update({name: own_network(target, name, o.train_steps, generator) for name in o.nets})
+        if not found:
+            raise ConfigError("name networks of the zoo (nets=) or runs (sources=) to attack in the target's place")
+        return found
 
     def _goal(
         self, target: Target, sources: Mapping[str, Target], x: Tensor, y: Tensor, generator: torch.Generator
@@ -168,7 +171,7 @@ class Config:
     kind: str = option("optimise", "Adam, one step along the sign, or one along the gradient", choices=KINDS)
     update: str = option("joint", "one Adam for the ensemble's loss, or a sum of one for each network", choices=UPDATES)
     wanted: float = option(40.0, "root mean square change, pixels on 0..255", low=0.1, high=255.0)
-    steps: int = option(40, "Adam steps", low=1)
+    steps: int = option(25, "Adam steps", low=1)
     samples: int = option(100, "test pictures that all networks have right", low=4)
     nets: tuple[str, ...] = option(tuple(GLYPH_TARGETS), "the networks")
     target_steps: int | None = option(None, "training steps of the networks; None: each its own", low=1)
@@ -262,7 +265,8 @@ class TransferableAttacksStudy(Study[Config]):
         for name in c.nets:
             small = {} if c.target_steps is None else {"steps": c.target_steps, "samples": 600}
             one = trained("resnet", data="glyphs", overrides={**GLYPH_TARGETS[name], **small}, seed=seed).target()
-            if one.metric()["accuracy"] >= c.least:
+            x, y, _ = next(one.batches("test", min(500, one.size("test")), seed, size=500))
+            if hit_rate(one, x, y, Goal()) >= c.least:
                 found[name] = one
             else:
                 left_out.append(name)
@@ -274,7 +278,7 @@ class TransferableAttacksStudy(Study[Config]):
         self, targets: dict[str, Target], x: Tensor, y: Tensor, goal: Goal, generator: torch.Generator
     ) -> list[Row]:
         c = self.config
-        moves = Moves(c.kind, size=4 / 255, steps=c.steps, update=c.update, wanted=c.wanted)
+        moves = Moves(c.kind, size=c.wanted / 255 / 5, steps=c.steps, update=c.update, wanted=c.wanted, probe=10)
         if c.arm == "single":
             return transfer_matrix(targets, x, y, moves, goal)
         if c.arm == "ensemble":
