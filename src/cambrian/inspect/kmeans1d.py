@@ -24,7 +24,7 @@ from cambrian.errors import ConfigError, DataError
 INITS = ("linear", "forgy", "density")
 EXACT = 1 << 16  # more distinct positions than this are put into BINS bins before the exact search
 BINS = 4096
-_BLOCK = 1 << 22
+_BLOCK = 1 << 16  # table entries at a time: they stay in the cache
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class Config:
     share_part: float = option(0.2, "chain: part of the steps in which shared values are trained", low=0.0, high=1.0)
     mlp_density: float = option(0.035, "density of LeNet-300-100's first layer", low=1e-3, high=1.0)
     mlp_bits: int = option(4, "bits of a shared value in LeNet-300-100", low=1, high=16)
-    cnn_density: float = option(0.025, "density of LeNet-5's largest layer", low=1e-3, high=1.0)
+    cnn_density: float = option(0.028, "density of LeNet-5's largest layer", low=1e-3, high=1.0)
     cnn_bits: int = option(4, "bits of a shared value in LeNet-5's linear layers", low=1, high=16)
     cnn_conv_bits: int = option(4, "bits of a shared value in LeNet-5's convolutions", low=1, high=16)
     target_steps: int = option(0, "training steps of the networks; 0: enough", low=0)
@@ -215,7 +215,7 @@ CLAIM = Claim(
     "alone 9x (AlexNet), 13x (VGG-16)",
     arms={
         "chain": Arm(),
-        "prune": Arm({"method": "prune", "mlp_density": 0.02, "cnn_density": 0.016}),
+        "prune": Arm({"method": "prune", "mlp_density": 0.02, "cnn_density": 0.013}),
         "share": Arm({"method": "share", "mlp_bits": 2, "cnn_bits": 2, "cnn_conv_bits": 3}),
     },
     system="chain",

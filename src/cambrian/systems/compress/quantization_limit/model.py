@@ -91,7 +91,7 @@ def cluster(
     if "uniform" in method:
         return uniform1d(values, weights=weights, **bins)
     start = uniform1d(values, weights=weights, **bins).codebook
-    return ecsq(values, lam, start, weights=weights).clusters
+    return ecsq(values, lam, start, weights=weights, iterations=60, gain=1e-5).clusters
 
 
 def code_lengths(index: np.ndarray, k: int) -> tuple[int, float]:
