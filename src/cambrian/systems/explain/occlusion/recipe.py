@@ -73,7 +73,7 @@ class Occlusion(Explainer[Options]):
             counts={"forward": len(x) * self._places(x), "backward": 0},
         )  # fmt: skip
         few = slice(0, min(5, len(x)))
-        found = occlude(target, x[few], y[few], o.size, o.stride, o.value, of=o.of)
+        found = occlude(target, x[few], y[few], o.size, o.stride, o.value)
         titles = [target.classes[int(label)] for label in y[few]]
         figures = {"panel": panel_figure(target, x[few], found, o.size, titles)}
         figures["maps"] = overlay_figure(target, x[few], {"occlusion": self.maps(target, x[few], y[few])}, titles)
