@@ -112,6 +112,7 @@ class HuffmanCodec:
         self.codes = np.zeros(len(self.lengths), np.int64)
         self.codes[order] = self._starts >> (MAX_LENGTH - sorted_lengths)
         self._table: np.ndarray | None = None
+        self._longest = int(self.lengths.max())
 
     @classmethod
     def of(cls, symbols: np.ndarray, alphabet: int) -> HuffmanCodec:
@@ -154,31 +155,33 @@ class HuffmanCodec:
             raise CheckpointError("a Huffman chunk does not end where it says; the file is damaged")
         return (found >> 5).T.reshape(-1)[:count].astype(np.int64)
 
-    def _run(self, stream: bytes, position: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, stream: bytes, starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """All lanes from their first bit on: entries `symbol * 32 + length` `[steps, L]`, and where each lane ends."""
         padded = np.frombuffer(stream + bytes(CHUNK * MAX_LENGTH // 8 + 8), np.uint8).astype(np.uint32)
         windows = (padded[:-3] << 24) | (padded[1:-2] << 16) | (padded[2:-1] << 8) | padded[3:]
-        lanes, last, reached = len(position), count - CHUNK * (len(position) - 1), position.copy()
+        lanes, last, position = len(starts), count - CHUNK * (len(starts) - 1), starts.astype(np.int64)
         found = np.zeros((min(count, CHUNK), lanes), np.uint32)
+        byte, bit = np.empty_like(position), np.empty(lanes, np.uint32)
         for step in range(len(found)):
-            if step == last:  # the ragged last lane has ended
-                reached[-1], position = position[-1], position[:-1]
-            entry = self._lookup(windows[position >> 3] << (position & 7).astype(np.uint32))
-            found[step, : len(position)] = entry
-            position = position + (entry & 31)
-        reached[: len(position)] = position
-        return found, reached
+            live = lanes - (step >= last)  # the ragged last lane ends first
+            at, row = position[:live], found[step, :live]
+            np.right_shift(at, 3, out=byte[:live])
+            np.bitwise_and(at, 7, out=bit[:live], casting="unsafe")
+            window = windows.take(byte[:live])
+            np.left_shift(window, bit[:live], out=window)
+            self._lookup(window, row)
+            at += row & 31
+        return found, position
 
-    def _lookup(self, window: np.ndarray) -> np.ndarray:
+    def _lookup(self, window: np.ndarray, out: np.ndarray) -> None:
         """`symbol * 32 + length` of the code that each 32-bit window begins with."""
         if self._table is None:
             self._table = self._bisect(np.arange(1 << TABLE_BITS, dtype=np.int64) << (MAX_LENGTH - TABLE_BITS))
-        entry = self._table[window >> (32 - TABLE_BITS)]
-        if self.lengths.max() > TABLE_BITS:
-            long = (entry & 31) > TABLE_BITS
+        np.take(self._table, window >> (32 - TABLE_BITS), out=out, mode="clip")
+        if self._longest > TABLE_BITS:
+            long = (out & 31) > TABLE_BITS
             if long.any():
-                entry[long] = self._bisect(window[long].astype(np.int64) >> (32 - MAX_LENGTH))
-        return entry
+                out[long] = self._bisect(window[long].astype(np.int64) >> (32 - MAX_LENGTH))
 
     def _bisect(self, prefix: np.ndarray) -> np.ndarray:
         symbol = self._order[np.searchsorted(self._starts, prefix, side="right") - 1]
