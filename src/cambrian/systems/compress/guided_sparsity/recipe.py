@@ -126,6 +126,8 @@ class Config:
     alpha: float | None = option(None, "model: in place of the measured overheads (no fixed cost then)", low=0.1)
     method: str = option("gesl", "guided: which pruning", choices=METHODS)
     keep: float = option(0.08, "guided: share of weights that stay", low=0.005, high=1.0)
+    decay: float = option(0.04, "guided: weight of l1", low=0.0)
+    fc: float = option(0.6, "guided: priority of fully connected layers", low=0.01, high=1.0)
     steps: int = option(120, "guided: steps of pruning", low=1)
     retrain: int = option(200, "guided: steps of retraining", low=0)
     target_steps: int = option(400, "guided: training steps of the network to be pruned", low=1)
@@ -255,15 +257,22 @@ class GuidedSparsityStudy(Study[Config]):
 
         def train(module: nn.Module) -> None:
             made = train_sparse(
-                target, machine, method=method, keep=c.keep, steps=c.steps, retrain=c.retrain, decay=0.02, lr=0.02,
-                look=max(1, c.steps // 4), generator=torch.Generator().manual_seed(seed),
+                target, machine, method=method, keep=c.keep, steps=c.steps, retrain=c.retrain, decay=c.decay, fc=c.fc,
+                lr=0.02, look=max(1, c.steps // 4), generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
             module.load_state_dict(made.module.state_dict())
 
-        sizes = {"keep": c.keep, "steps": c.steps, "retrain": c.retrain, "target": [c.target_steps, c.target_samples]}
+        sizes = {
+            "keep": c.keep,
+            "decay": c.decay,
+            "fc": c.fc,
+            "steps": c.steps,
+            "retrain": c.retrain,
+            "target": [c.target_steps, c.target_samples],
+        }
         facts = {"method": method, "seed": seed, **sizes, "machine": asdict(machine)}
         module = kept("guided-sparsity", facts, copy.deepcopy(target.module), train)
-        plans = plans_of(module, target.example(), machine, guided=method.startswith("g"), fc=0.1)
+        plans = plans_of(module, target.example(), machine, guided=method.startswith("g"), fc=c.fc)
         return Sparsified(module, CompressionState(), plans, machine)
 
     def _figures(self, target: Target, made: Sparsified) -> dict[str, float]:
