@@ -134,7 +134,7 @@ class Config:
     relief: float = option(2.5, "place: strength of the ground's texture; 0: nearly black", low=0.0, high=4.0)
     part: str = option("eye", "correspondence: what is covered", choices=("eye", "nose", "random"))
     images: int = option(128, "test pictures of the network's correct answers", low=10)
-    target_steps: int = option(250, "training steps of the explained network", low=1)
+    target_steps: int = option(400, "training steps of the explained network", low=1)
     target_samples: int = option(5000, "pictures that it is trained on", low=100)
 
 
