@@ -217,9 +217,13 @@ class SparseConv2d(nn.Module):
             raise ShapeError(f"inputs must be [N, C, H, W], got {list(x.shape)}")
         return sparse_conv2d(x, self.plan(*x.shape[2:]), self.bias, self.relu, backend=self.backend)
 
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return int(self.weight.count_nonzero()) / self.weight.numel()
+
     def extra_repr(self) -> str:
-        kept = int(self.weight.count_nonzero()) / self.weight.numel()
-        return f"{kept:.1%} of {list(self.weight.shape)}, backend={self.backend}"
+        return f"{self.density:.1%} of {list(self.weight.shape)}, backend={self.backend}"
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -206,6 +206,14 @@ def test_sparsify_computes_the_same_network(target):
     assert torch.allclose(fast(x), module(x), atol=1e-5)
 
 
+def test_speed_is_measured_where_the_layers_stand(target):
+    module = copy.deepcopy(target.module)
+    with torch.no_grad():
+        module[3].weight.mul_(torch.rand(module[3].weight.shape) < 0.2)
+    found = recipe.measured_speedups(module, target.example(), "torch")
+    assert list(found) == ["3"] and found["3"][0] == pytest.approx(0.2, abs=0.05) and found["3"][1] > 0
+
+
 def test_compress_writes_masks_and_hands_them_on(target, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(recipe, "machine_here", lambda backend="auto": FAST)
     found = GuidedSparsity(Options(steps=20, retrain=20, keep=0.2, backend="torch")).compress(

@@ -60,7 +60,7 @@ def rank_figure(scores: Scores, truth: Scores | None):
         low, middle, high = quantiles.T.numpy()
         axes.errorbar(places, middle, [middle - low, high - middle], fmt="o", ms=4, capsize=2, label=name)
     axes.set_xticks(range(len(scores)), list(scores), rotation=40, ha="right", fontsize=7)
-    axes.set(ylabel="rank among all maps (1: kept longest)", ylim=(-0.03, 1.03))
+    axes.set(ylabel="rank (1: kept longest)", ylim=(-0.03, 1.03))
     axes.legend(fontsize=7)
     return figure
 
