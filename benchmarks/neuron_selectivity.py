@@ -18,7 +18,7 @@ from cambrian.systems.explain.neuron_selectivity import Top, TopActivations, ach
 from cambrian.systems.explain.neuron_selectivity._inks import load
 from cambrian.systems.explain.neuron_selectivity.model import cut_fields, field_of, paste_fields
 
-PICTURES, N = 300, 20
+PICTURES, N = 80, 10
 
 
 def unit_by_unit(target, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
