@@ -59,6 +59,9 @@ class Options:
 class PhysicalAdversarial(Attacker[Options]):
     """One-step, basic iterative and least-likely-class attacks, and how many of each outlive print and camera."""
 
+    needs = ("grad_x", "logits", "image")
+    quick = {"sweep": False, "pairs": 6}
+
     def attack(self, target: Target, x: Tensor, y: Tensor, generator: torch.Generator) -> AttackResult:
         """The chosen attack on every input; a row per attack with its destruction rates, photographs, sweeps."""
         o = self.options

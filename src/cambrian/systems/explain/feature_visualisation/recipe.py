@@ -54,6 +54,9 @@ class Options:
 class FeatureVisualisation(Explainer[Options]):
     """What classes, channels or units want to see, beside the real pictures that excite them most."""
 
+    needs = ("grad_x", "image")
+    quick = {"steps": 30, "limit": 6, "samples": 200}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row per aim, a mosaic of all pictures, and for the first few the nine best real crops beside them."""
         o = self.options

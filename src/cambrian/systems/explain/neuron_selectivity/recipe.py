@@ -52,6 +52,9 @@ class Options:
 class NeuronSelectivity(Explainer[Options]):
     """What every unit likes, and how much it depends on colour, on one class, on side and on orientation."""
 
+    needs = ("image",)
+    quick = {"samples": 500, "n": 20}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row for each layer; mosaics of neuron features sorted by index, histograms, labels of the last layer."""
         o = self.options

@@ -58,6 +58,9 @@ class Options:
 class Occlusion(Explainer[Options]):
     """Occlusion maps in the common table, the paper's panel for some pictures, and projections of features."""
 
+    needs = ("logits", "image")
+    quick = {"images": 16, "features": 2}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row; figures "panel" (picture, probability, answer, strongest map), "maps" and "features" (where the
         network has feature maps and ReLUs).

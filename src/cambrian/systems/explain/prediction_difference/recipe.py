@@ -59,6 +59,9 @@ class Options:
 class PredictionDifference(Explainer[Options]):
     """Evidence for (red) and against (blue) the class that a network names, in some pictures."""
 
+    needs = ("logits", "retrain", "image")
+    quick = {"images": 2, "stride": 4, "samples": 4, "control": False, "samplers": ("conditional",)}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """The common table's row of every sampler; maps by sampler, class, patch size and feature map."""
         o = self.options

@@ -69,6 +69,9 @@ class Options:
 class Saliency(Explainer[Options]):
     """Seven gradient attributions side by side, each with its row of measures."""
 
+    needs = ("grad_x", "logits", "image")
+    quick = {"images": 16, "n": 16, "samples": 10}
+
     def explain(self, target: Target, generator: torch.Generator) -> Explanation:
         """One row a method, and the maps of six pictures. With `methods=all` a method that cannot apply to the network
         gives a row that says why; a named one raises. The relevance of channels (gradient times activation) goes along.
