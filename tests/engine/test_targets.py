@@ -21,4 +21,4 @@ def test_kept_trains_once_for_each_set_of_facts(monkeypatch, tmp_path):
     first, again, other = get(0), get(0), get(1)
     assert len(calls) == 2 and not again.training and not first.training
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    assert float(other[0].weight[0, 0]) == 2.0 and float(again[1].running_mean[0]) == 3.0
+    assert other[0].weight[0, 0].item() == 2.0 and float(again[1].running_mean[0]) == 3.0
