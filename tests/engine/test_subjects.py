@@ -176,5 +176,5 @@ def test_samples_of_another_size_are_no_split(trained: Run) -> None:
 def test_matrix_of_attacks(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["matrix", trained.id, "--only", "attack", "--n", "8", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert out["run"] == trained.id and any(row["method"] == "fgsm" for row in out["tables"]["attack"])
+    assert out["run"] == trained.id and any(row["system"] == "fgsm" for row in out["tables"]["attack"])
     assert set(out["tables"]) == {"attack"}

@@ -16,7 +16,7 @@ Report = Callable[[str, str], None]
 
 @dataclass
 class Matrix:
-    """What the verbs say of one run: rows by verb, the reasons of methods that do not apply, and the child runs."""
+    """What the verbs say of one run: rows by verb (`system` names the method's page), the reasons of methods that do not apply, and the child runs."""
 
     run: str
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict[str, "list[dict[str, Any]]"])
@@ -51,7 +51,7 @@ def matrix(
             except CambrianError as error:
                 found.reasons[verb][slug] = str(error)
                 continue
-            found.tables[verb] += child.info["rows"]
+            found.tables[verb] += [{"system": slug, **row} for row in child.info["rows"]]
             found.children[f"{verb} {slug}"] = child.id
     return found
 
