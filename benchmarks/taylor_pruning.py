@@ -44,7 +44,7 @@ def one_by_one(target: Target, x: torch.Tensor, y: torch.Tensor) -> dict[str, to
 
 
 def oracle() -> None:
-    for size in (64, 256):
+    for size in (16, 64):
         oracle_of(network(), size)
 
 
