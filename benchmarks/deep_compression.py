@@ -14,7 +14,7 @@ from cambrian.inspect.bench import compare
 from cambrian.inspect.kmeans1d import SortedValues, initial, kmeans1d
 
 
-def clustering(count: int = 1_000_000, k: int = 256, iterations: int = 5) -> None:
+def clustering(count: int = 1_000_000, k: int = 256, iterations: int = 15) -> None:
     from sklearn.cluster import KMeans
 
     values = np.random.default_rng(0).normal(size=count)

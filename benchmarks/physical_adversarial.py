@@ -58,7 +58,7 @@ def attacks() -> None:
         )  # signs of gradients that are 0 but for rounding
         print(
             f"BIM, {steps} steps, 128 pictures of 3x32x32 against {name}:",
-            compare({"ours": ours, name: theirs}, repeats=9),
+            compare({"ours": ours, name: theirs}, repeats=7),
         )
 
 
@@ -100,10 +100,10 @@ def camera() -> None:
     gap = (batched() - looped()).abs().mean()
     assert float(gap) < 0.15, f"the two cameras see different things: {float(gap)}"
     print(
-        "camera, 64 pictures of 3x32x32, batch against Pillow:", compare({"batch": batched, "loop": looped}, repeats=5)
+        "camera, 64 pictures of 3x32x32, batch against Pillow:", compare({"batch": batched, "loop": looped}, repeats=3)
     )
     search = PhotoConfig()
-    print("with the search for marks:", compare({"batch": lambda: photo(search, 0)(x), "loop": looped}, repeats=5))
+    print("with the search for marks:", compare({"batch": lambda: photo(search, 0)(x), "loop": looped}, repeats=3))
 
 
 def main() -> None:
