@@ -62,7 +62,7 @@ def test_global_k_means_is_at_the_optimum_of_its_own_aim(target, diagonal):
     weighted = ql.quantise(target, "hkmeans", diagonal=diagonal, k=8)
     values, h = plain.weights.values, plain.weights.join(diagonal)
     for made in (plain, weighted):
-        lloyd = ql.quantise(target, made is plain and "kmeans" or "hkmeans", diagonal=diagonal, k=8, search="lloyd")
+        lloyd = ql.quantise(target, (made is plain and "kmeans") or "hkmeans", diagonal=diagonal, k=8, search="lloyd")
         assert made.clusters.inertia <= lloyd.clusters.inertia + 1e-12
     assert ql.predicted_increase(values, weighted.clusters, h) <= ql.predicted_increase(values, plain.clusters, h)
     assert ql.predicted_increase(values, weighted.clusters, h) == pytest.approx(weighted.clusters.inertia / 2)
@@ -163,7 +163,8 @@ def test_bits_are_read_off_the_curve_where_it_last_crosses():
     points = [(2.0, 1.0), (3.0, 0.01), (4.0, 0.1), (5.0, 0.001)]
     assert ql.bits_at(points, 0.01) == pytest.approx(4.5)
     assert ql.bits_at([(1.0, 1.0), (2.0, 0.01)], 0.1) == pytest.approx(1.5)
-    assert math.isnan(ql.bits_at([(1.0, 1.0)], 0.1)) and math.isnan(ql.bits_at([(1.0, 0.01)], 0.1))
+    assert math.isnan(ql.bits_at([(1.0, 1.0)], 0.1)) and math.isnan(ql.bits_at([(1.0, 0.01), (2.0, 0.001)], 0.1))
+    assert ql.bits_at([(6.0, 0.2), (6.0, 0.01), (6.0, 0.3)], 0.1) == 6.0  # a fixed-length code: the best of equal bits
 
 
 def test_bad_input_is_refused(target, diagonal, tmp_path: Path):

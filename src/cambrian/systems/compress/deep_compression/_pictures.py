@@ -32,9 +32,10 @@ def byte_parts(path: Path) -> dict[str, int]:
 
 
 def byte_figure(files: dict[str, Path]):
-    """A stacked bar for each file."""
+    """A stacked bar for each file; without the original, next to which nothing would be seen."""
     from matplotlib.figure import Figure
 
+    files = {name: path for name, path in files.items() if name != "original" or len(files) == 1}
     figure = Figure(figsize=(6.5, 0.9 + 0.45 * len(files)), layout="constrained")
     axes = figure.add_subplot()
     left = [0.0] * len(files)

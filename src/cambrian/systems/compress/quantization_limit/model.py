@@ -250,10 +250,16 @@ def tune(
 
 def bits_at(points: Sequence[tuple[float, float]], increase: float) -> float:
     """Bits at which a curve of (bits, loss increase) falls to `increase`, between the last point above it and the next,
-    straight in bits against log increase; nan where the curve does not cross.
+    straight in bits against log increase. Of points with equal bits the best counts; a curve of one such length that is
+    low enough gives that length. nan where the curve does not cross.
     """
-    ordered = sorted(points)
+    best: dict[float, float] = {}
+    for length, rise in points:
+        best[length] = min(rise, best.get(length, rise))
+    ordered = sorted(best.items())
     above = [i for i, (_, rise) in enumerate(ordered) if rise > increase]
+    if len(ordered) == 1 and not above:
+        return ordered[0][0] if len(points) > 1 else float("nan")
     if not above or above[-1] + 1 >= len(ordered):
         return float("nan")
     (b0, r0), (b1, r1) = ordered[above[-1]], ordered[above[-1] + 1]

@@ -292,6 +292,8 @@ class QuantizationLimitStudy(Study[Config]):
             metrics["increase"] = math.exp(sum(map(math.log, rises)) / len(rises))
         else:
             metrics["bits"] = bits_at([(row[c.code], rise) for row, rise in zip(rows, rises, strict=True)], c.increase)
+            if not math.isfinite(metrics["bits"]):
+                raise ConfigError(f"the loss of {c.method} does not cross {c.increase} nat; choose another increase")
         line = ([row[c.code] for row in rows], rises)
         return Measurement(
             metrics, Curves({c.method: line}, x="bits a weight", y="loss increase"), notes={"rows": rows}
