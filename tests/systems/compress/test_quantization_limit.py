@@ -190,4 +190,8 @@ def test_the_study_and_its_sabotage(target, tmp_path: Path, monkeypatch):
     assert plain["increase"] == ones["increase"]
     mixed, real = measure(weights="permuted"), measure()
     assert mixed != real and all(math.isfinite(v) for v in {**mixed, **real}.values())
-    assert 1 < measure(experiment="bits", method="uniform", code="huffman")["bits 96"] < 7
+    monkeypatch.setitem(recipe.LEVELS, "uniform", (4, 8, 16, 32, 64))
+    found = measure(experiment="bits", method="uniform", increase=0.1)
+    assert found["bits 4"] < found["bits"] < found["bits 64"]
+    with pytest.raises(ConfigError, match="does not cross"):
+        measure(experiment="bits", method="uniform", increase=1e3)
