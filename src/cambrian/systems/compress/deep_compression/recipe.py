@@ -70,6 +70,9 @@ class Options:
 class DeepCompression(Compressor[Options]):
     """Any trained classifier -> pruned, weights shared, Huffman coded; one row and file after each stage."""
 
+    needs = ("logits", "retrain")
+    quick = {"steps": 60, "share_steps": 30, "rounds": 2, "density": 0.3}
+
     stage_names: ClassVar[tuple[str, ...]] = ("prune", "quantise")
 
     def stages(self) -> tuple[str, ...]:

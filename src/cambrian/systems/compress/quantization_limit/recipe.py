@@ -54,6 +54,9 @@ class Options:
 class QuantizationLimit(Compressor[Options]):
     """Any trained classifier, pruned before or not -> one codebook for all its layers, and the file."""
 
+    needs = ("logits", "retrain")
+    quick = {"steps": 30, "samples": 200}
+
     def stages(self) -> tuple[str, ...]:
         return ("quantise",)
 
@@ -311,18 +314,3 @@ class QuantizationLimitStudy(Study[Config]):
             sizes = [value.numel() for value in found.values()]
             found = {name: part.view_as(found[name]) for name, part in zip(found, mixed.split(sizes), strict=True)}
         return found
-
-
-def rows_figure(curves: Mapping[str, list[Row]], columns: Sequence[tuple[str, str, Any]]):
-    """Accuracy against bits, a panel for each of `columns`: (which bits, title, rows by method)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * len(columns), 3), layout="constrained")
-    for number, (bits, title, wanted) in enumerate(columns):
-        axes = figure.add_subplot(1, len(columns), number + 1)
-        for method, rows in (wanted or curves).items():
-            axes.plot([row[bits] for row in rows], [row["accuracy"] for row in rows], "o-", ms=3, lw=1, label=method)
-        axes.set(title=title, xlabel="bits a weight", ylabel="accuracy" if not number else "")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    return figure
