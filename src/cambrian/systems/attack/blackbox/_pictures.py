@@ -30,7 +30,7 @@ def curve_figure(rows: Sequence[Row]) -> Figure:
 
 
 def growth_figure(substitute: Substitute, seeds: int, classes: Sequence[str], columns: int = 10) -> Figure:
-    """A row for each doubling: the first seeds and what became of them, titled with the victim's labels."""
+    """The first seeds, then a row for each doubling: what it made of them, titled with the victim's labels."""
     from matplotlib.figure import Figure
 
     columns = min(columns, seeds)
