@@ -21,7 +21,10 @@ def test_the_systems_are_here():
     assert {
         "infogan", "ebgan", "vgan-ebm", "mode-gan", "gap", "dfm", "ali", "bigan", "principled-gan", "vae-gan",
         "gan", "unrolled-gan", "sketch-rnn", "relation-network", "vgg", "baselines", "eve", "gradient-noise", "inq",
-        "linear-probes", "fgsm", "efficient-bptt", "paleo", "sync-sgd-backup",
+        "linear-probes", "fgsm", "efficient-bptt", "paleo", "sync-sgd-backup", "recurrent", "wavenet", "pixelcnn-pp",
+        "conv-draw", "srnn", "vae", "neural-transducer", "memn2n", "ptr-net", "resnet", "deep-compression",
+        "taylor-pruning", "quantization-limit", "guided-sparsity", "saliency", "occlusion", "prediction-difference",
+        "neuron-selectivity", "feature-visualisation", "physical-adversarial", "blackbox", "transferable-attacks",
     } <= set(SLUGS)  # fmt: skip
 
 
