@@ -28,6 +28,9 @@ def build():
 
 def words():
     return "no module"
+
+def sized(width):
+    return nn.Linear(width, 10)
 """
 
 
@@ -103,7 +106,8 @@ def test_own_network(net: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("bild", {"data": "digits"}, ConfigError, "defines no 'bild'; it defines: build, words"),
+        ("bild", {"data": "digits"}, ConfigError, "defines no 'bild'; it defines: build, words, sized"),
+        ("sized", {"data": "digits"}, ConfigError, r"sized\(\) of .* failed: TypeError"),
         ("words", {"data": "digits"}, CapabilityError, "gives str"),
         ("build", {}, ConfigError, "needs --data"),
         ("build", {"data": "sketches"}, DataError, "no labelled pictures"),
@@ -116,6 +120,14 @@ def test_own_network_that_does_not_fit(
     with pytest.raises(error, match=message):
         cambrian.own_network(net.rpartition(":")[0] + ":" + name, **options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_cannot_be_imported_is_named(net: str) -> None:
+    Path(net.rpartition(":")[0]).write_text("import a_package_that_is_not_there")
+    with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
+        cambrian.own_network(net, data="digits")
+    with pytest.raises(ConfigError, match="there is no file"):
+        cambrian.own_network("nowhere/net.py:build", data="digits")
 
 
 def test_own_weights_that_do_not_fit(net: str, tmp_path: Path) -> None:

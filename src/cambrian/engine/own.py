@@ -12,6 +12,7 @@ import importlib.util
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -129,22 +130,29 @@ def _build(own: Own) -> nn.Module:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file")
     namespace = importlib.util.module_from_spec(spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        spec.loader.exec_module(namespace)
+    with torch.random.fork_rng(devices=[]):  # type: ignore[reportUnknownMemberType]
+        torch.manual_seed(0)  # type: ignore[reportUnknownMemberType]
+        try:
+            spec.loader.exec_module(namespace)
+        except Exception as error:  # the file is the user's own code: whatever it raises is theirs to read
+            raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
         made: Any = getattr(namespace, own.name, None)
         if made is None:
             raise ConfigError(
                 f"{path} defines no {own.name!r}; it defines: {', '.join(_public(namespace)) or 'nothing'}"
             )
-        module = made if isinstance(made, nn.Module) else made()
+        try:
+            module = made if isinstance(made, nn.Module) else made()
+        except Exception as error:
+            raise ConfigError(f"{own.name}() of {path} failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise CapabilityError(f"{own.name} of {path} gives {type(module).__name__}, not an nn.Module")
     return module
 
 
-def _public(namespace: Any) -> list[str]:
-    return [name for name, value in vars(namespace).items() if not name.startswith("_") and callable(value)]
+def _public(namespace: ModuleType) -> list[str]:
+    values: dict[str, Any] = vars(namespace)
+    return [name for name, value in values.items() if not name.startswith("_") and callable(value)]
 
 
 def _load(module: nn.Module, path: Path) -> None:

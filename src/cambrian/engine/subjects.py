@@ -81,7 +81,5 @@ def _attacked(run: Run, parent: ModuleTarget) -> ModuleTarget:
 
 def inputs(x: Tensor, x_adv: Tensor, y: Tensor, meta: dict[str, Tensor]) -> bytes:
     """The file that an attack leaves: clean and adversarial inputs, labels, and what the data knew beside."""
-    beside = {
-        f"meta.{name}": value for name, value in meta.items() if isinstance(value, Tensor) and len(value) == len(x)
-    }
+    beside = {f"meta.{name}": value for name, value in meta.items() if len(value) == len(x)}
     return tensors.encode({"x": x, "x_adv": x_adv, "y": y, **beside})

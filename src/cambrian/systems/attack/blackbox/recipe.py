@@ -256,7 +256,7 @@ class BlackBoxStudy(Study[Config]):
         right = judge(x) == y
         metrics = {"clean_accuracy": float(right.float().mean()), "label_queries": 0.0}
         rows: list[Row] = []
-        made: Substitute | ModuleTarget = network
+        made: Substitute | Target = network
         if c.attack != "noise":
             seeds = seed_set(network, "valid", c.seeds, generator)
 
