@@ -57,19 +57,21 @@ class ChannelGraph:
         self.slots: dict[Slot, np.ndarray] = {slot: found.roots(labels) for slot, labels in found.slots.items()}
         self._macs = {name: count / len(x) for name, count in found.macs.items()}
         self.layers = {name: found.roots(labels) for name, labels in found.layers.items()}
-        self._sites = found.sites
+        self._sites, self._count = found.sites, len(found.parent)
         self._pinned = {int(found.root(label)) for label in found.pinned}
         self.groups = self._group()
 
     def _group(self) -> dict[str, Group]:
         """Layers that share a label are one group; its channels are in order of first appearance."""
-        members: list[list[str]] = []
+        owner: dict[int, str] = {}  # by label: the layer that stands for its group
+        members: dict[str, list[str]] = {}
         for name, labels in self.layers.items():
-            touching = [m for m in members if any(np.isin(self.layers[other], labels).any() for other in m)]
-            members = [m for m in members if m not in touching] + [[*(o for m in touching for o in m), name]]
+            touching = dict.fromkeys(owner[v] for v in labels.tolist() if v in owner)
+            members[name] = [*(layer for first in touching for layer in members.pop(first)), name]
+            owner |= {v: name for layer in members[name] for v in self.layers[layer].tolist()}
         groups: dict[str, Group] = {}
         order = {name: i for i, name in enumerate(self.layers)}
-        for names in sorted((sorted(m, key=order.__getitem__) for m in members), key=lambda m: order[m[0]]):
+        for names in sorted((sorted(m, key=order.__getitem__) for m in members.values()), key=lambda m: order[m[0]]):
             labels = np.array(list(dict.fromkeys(int(v) for n in names for v in self.layers[n])))
             group = Group(names[0], labels, np.array([v not in self._pinned for v in labels]))
             place = {label: i for i, label in enumerate(labels)}
@@ -135,9 +137,10 @@ class ChannelGraph:
 
     def _kept(self, maps: Mapping[str, Sequence[int] | Tensor], joint: bool) -> dict[Slot, Tensor]:
         """What stays of each parameter that loses something."""
-        gone, kept = self._labels_of(maps, joint), {}
+        gone, kept = np.zeros(self._count, dtype=bool), {}
+        gone[list(self._labels_of(maps, joint))] = True
         for (name, axis), labels in self.slots.items():
-            keep = ~np.isin(labels, list(gone))
+            keep = ~gone[labels]
             if not keep.any():
                 raise CapabilityError(f"removing these maps would leave nothing of {name}; keep at least one")
             if not keep.all():
