@@ -190,3 +190,16 @@ def test_matrix_of_attacks(trained: Run, capsys: pytest.CaptureFixture[str]) -> 
     out = json.loads(capsys.readouterr().out)
     assert out["run"] == trained.id and any(row["system"] == "fgsm" for row in out["tables"]["attack"])
     assert set(out["tables"]) == {"attack"}
+
+
+def test_nothing_is_left_of_a_verb_that_fails(trained: Run) -> None:
+    with pytest.raises(CapabilityError, match="carries no relevance"):
+        cambrian.compress(trained, "taylor-pruning:criterion=relevance,oracle=false")
+    assert [run.id for run in cambrian.runs()] == [trained.id]
+
+
+def test_last_is_the_newest_of_runs_that_began_in_one_second(net: str) -> None:
+    made = [cambrian.own_network(net, data="digits")]
+    made += [cambrian.attack(made[0], "fgsm:reference=false", n=4) for _ in range(4)]
+    assert [run.id for run in cambrian.runs()] == [run.id for run in made]
+    assert cambrian.load("last").id == made[-1].id

@@ -32,7 +32,14 @@ def run(args: argparse.Namespace) -> int:
         print_json(rows)
         return 0
     shown = [
-        [r["run"], r["slug"], r.get("verb") or "train", r["status"], r.get("step"), _figures(r.get("figures"))]
+        [
+            r["run"],
+            r["slug"],
+            r.get("verb") or ("network" if r["preset"] == "own" else "train"),
+            r["status"],
+            r.get("step"),
+            _figures(r.get("figures")),
+        ]
         for r in rows
     ]
     print_table(["run", "system", "verb", "status", "step", "test figures"], shown)

@@ -250,7 +250,14 @@ def all_paths(root: Path | None = None) -> list[Path]:
     """Every run directory, oldest first."""
     base = root or runs_root()
     found = [p.parent for p in base.glob("*/*/run.json") if not p.parent.name.startswith(".")]
-    return sorted(found, key=lambda p: (p.name, str(p)))
+    return sorted(found, key=_age)
+
+
+def _age(path: Path) -> tuple[str, int, str]:
+    """Orders runs by the second in their id, then by when their configuration was written (once, at the start)."""
+    with contextlib.suppress(OSError):
+        return path.name[:15], (path / "config.json").stat().st_mtime_ns, path.name
+    return path.name[:15], 0, path.name
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,37 +25,37 @@ def compress(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
     target = parent.target()
     chosen = _chosen(with_, "compressor", target)
     _check_order(chosen, target)
-    child = _child(parent, "compress", chosen, seed)
-    rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
-    for i, method in enumerate(chosen):
-        folder = child.artifacts / f"{i}-{method.slug}"
-        folder.mkdir(parents=True, exist_ok=True)
-        made = method.compress(target, folder, torch.Generator().manual_seed(seed))
-        rows += [{"method": method.slug, **row} for row in made.rows]
-        figures.update(made.figures)
-        child.update(file=str(made.file.relative_to(child.path)))
-        if i + 1 < len(chosen):
-            target = target.replaced(made.module, made.state)
-    return _publish(child, rows, figures)
+    with _child(parent, "compress", chosen, seed) as child:
+        rows: list[dict[str, Any]] = []
+        figures: dict[str, Any] = {}
+        for i, method in enumerate(chosen):
+            folder = child.artifacts / f"{i}-{method.slug}"
+            folder.mkdir(parents=True, exist_ok=True)
+            made = method.compress(target, folder, torch.Generator().manual_seed(seed))
+            rows += [{"method": method.slug, **row} for row in made.rows]
+            figures.update(made.figures)
+            child.update(file=str(made.file.relative_to(child.path)))
+            if i + 1 < len(chosen):
+                target = target.replaced(made.module, made.state)
+        return _publish(child, rows, figures)
 
 
 def explain(parent: Run, with_: Sequence[str], *, seed: int = 0) -> Run:
     """Apply the explainers of `with_`, each to the same trained model."""
     target = parent.target()
     chosen = _chosen(with_, "explainer", target)
-    child = _child(parent, "explain", chosen, seed)
-    rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
-    relevance: dict[str, torch.Tensor] = {}
-    for method in chosen:
-        found = method.explain(target, torch.Generator().manual_seed(seed))
-        rows += [{"method": method.slug, **row} for row in found.rows]
-        figures.update({f"{method.slug} {name}": figure for name, figure in found.figures.items()})
-        relevance.update(found.relevance)
-    if relevance:
-        files.replace_bytes(child.artifacts / subjects.RELEVANCE, tensors.encode(relevance))
-    return _publish(child, rows, figures)
+    with _child(parent, "explain", chosen, seed) as child:
+        rows: list[dict[str, Any]] = []
+        figures: dict[str, Any] = {}
+        relevance: dict[str, torch.Tensor] = {}
+        for method in chosen:
+            found = method.explain(target, torch.Generator().manual_seed(seed))
+            rows += [{"method": method.slug, **row} for row in found.rows]
+            figures.update({f"{method.slug} {name}": figure for name, figure in found.figures.items()})
+            relevance.update(found.relevance)
+        if relevance:
+            files.replace_bytes(child.artifacts / subjects.RELEVANCE, tensors.encode(relevance))
+        return _publish(child, rows, figures)
 
 
 def attack(parent: Run, with_: Sequence[str], *, n: int = 256, split: str = "test", seed: int = 0) -> Run:
@@ -62,17 +64,17 @@ def attack(parent: Run, with_: Sequence[str], *, n: int = 256, split: str = "tes
         raise ConfigError(f"the number of inputs must be at least 1, not {n}")
     target = parent.target()
     chosen = _chosen(with_, "attacker", target)
-    child = _child(parent, "attack", chosen, seed)
-    rows: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
-    x, y, meta = _inputs(target, split, n, seed)
-    child.update(split=split)
-    for method in chosen:
-        result = method.attack(target, x, y, torch.Generator().manual_seed(seed))
-        rows += [{"method": method.slug, **row} for row in result.rows]
-        figures.update({f"{method.slug} {name}": figure for name, figure in result.figures.items()})
-        files.replace_bytes(child.artifacts / subjects.INPUTS, subjects.inputs(x, result.x_adv, y, meta))
-    return _publish(child, rows, figures)
+    with _child(parent, "attack", chosen, seed) as child:
+        rows: list[dict[str, Any]] = []
+        figures: dict[str, Any] = {}
+        x, y, meta = _inputs(target, split, n, seed)
+        child.update(split=split)
+        for method in chosen:
+            result = method.attack(target, x, y, torch.Generator().manual_seed(seed))
+            rows += [{"method": method.slug, **row} for row in result.rows]
+            figures.update({f"{method.slug} {name}": figure for name, figure in result.figures.items()})
+            files.replace_bytes(child.artifacts / subjects.INPUTS, subjects.inputs(x, result.x_adv, y, meta))
+        return _publish(child, rows, figures)
 
 
 def _inputs(target: Any, split: str, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -103,12 +105,19 @@ def _check_order(chosen: Sequence[Any], target: Any) -> None:
             last = method.slug
 
 
-def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Run:
+@contextlib.contextmanager
+def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Iterator[Run]:
+    """A new run for a verb's result; nothing is left of it when the verb fails."""
     spec = RunSpec(
         parent.spec.slug, parent.spec.config, parent.spec.preset, seed, parent.spec.data, parent.spec.methods
     )
     extra = {"verb": verb, "parent": parent.id, "with": methods.describe(chosen)}
-    return Run.create(spec, extra=extra, root=parent.path.parent.parent)
+    child = Run.create(spec, extra=extra, root=parent.path.parent.parent)
+    try:
+        yield child
+    except BaseException:
+        shutil.rmtree(child.path, ignore_errors=True)
+        raise
 
 
 def _publish(child: Run, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> Run:
