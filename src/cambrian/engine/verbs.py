@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ def _check_order(chosen: Sequence[Any], target: Any) -> None:
 
 
 @contextlib.contextmanager
-def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Iterator[Run]:
+def _child(parent: Run, verb: str, chosen: Sequence[Any], seed: int) -> Generator[Run]:
     """A new run for a verb's result; nothing is left of it when the verb fails."""
     spec = RunSpec(
         parent.spec.slug, parent.spec.config, parent.spec.preset, seed, parent.spec.data, parent.spec.methods
