@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cambrian.engine import registry, verbs
+from cambrian.engine import methods, registry, verbs
 from cambrian.engine.run import Run
 from cambrian.errors import CambrianError
 
@@ -47,7 +47,7 @@ def matrix(
             if report is not None:
                 report(verb, slug)
             try:
-                child = _apply(verb, run, _text(slug, method.quick), n, seed)
+                child = _apply(verb, run, methods.text_of(slug, method.quick), n, seed)
             except CambrianError as error:
                 found.reasons[verb][slug] = str(error)
                 continue
@@ -60,12 +60,3 @@ def _apply(verb: str, run: Run, text: str, n: int, seed: int) -> Run:
     if verb == "attack":
         return verbs.attack(run, [text], n=n, seed=seed)
     return verbs.compress(run, [text], seed=seed) if verb == "compress" else verbs.explain(run, [text], seed=seed)
-
-
-def _text(slug: str, quick: Mapping[str, Any]) -> str:
-    settings = ",".join(f"{name}={_value(value)}" for name, value in quick.items())
-    return f"{slug}:{settings}" if settings else slug
-
-
-def _value(value: Any) -> str:
-    return "(" + ";".join(map(str, value)) + ")" if isinstance(value, tuple) else str(value)  # type: ignore[reportUnknownVariableType,reportUnknownArgumentType]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cambrian.engine import registry
@@ -37,11 +37,15 @@ def describe(methods: Sequence[Any]) -> list[str]:
     """Canonical texts, as stored in a run: every option written out."""
     out: list[str] = []
     for method in methods:
-        settings = to_json(method.options)
-        body = ",".join(f"{k}={_text(v)}" for k, v in settings.items())
-        out.append(f"{method.slug}:{body}" if body else method.slug)
+        out.append(text_of(method.slug, to_json(method.options)))
     return out
 
 
+def text_of(slug: str, settings: Mapping[str, Any]) -> str:
+    """A method and its options as `--with` takes them."""
+    body = ",".join(f"{name}={_text(value)}" for name, value in settings.items())
+    return f"{slug}:{body}" if body else slug
+
+
 def _text(value: Any) -> str:
-    return "(" + ";".join(map(str, value)) + ")" if isinstance(value, list) else str(value)  # type: ignore[reportUnknownArgumentType]
+    return "(" + ";".join(map(str, value)) + ")" if isinstance(value, (list, tuple)) else str(value)  # type: ignore[reportUnknownArgumentType]

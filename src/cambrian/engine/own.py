@@ -25,6 +25,7 @@ from cambrian.data.split import Data
 from cambrian.engine.run import Run, RunSpec, all_paths
 from cambrian.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from cambrian.inspect.target import ModuleTarget, Space, wrap
+from cambrian.nn.hub import load_weights
 from cambrian.worlds import glyphs, photos
 
 SLUG = "own-network"
@@ -106,7 +107,7 @@ def target(own: Own) -> ModuleTarget:
     """Build the network, load its weights, read its data, and check that one fits the other."""
     module = _build(own)
     if own.weights is not None:
-        _load(module, Path(own.weights))
+        load_weights(module, tensors.load(Path(own.weights)), own.weights)
     data = _data(own)
     shape, classes = data.info["shape"], data.info["classes"]
     if not classes:
@@ -153,19 +154,6 @@ def _build(own: Own) -> nn.Module:
 def _public(namespace: ModuleType) -> list[str]:
     values: dict[str, Any] = vars(namespace)
     return [name for name, value in values.items() if not name.startswith("_") and callable(value)]
-
-
-def _load(module: nn.Module, path: Path) -> None:
-    found = tensors.load(path)
-    own = module.state_dict()
-    odd = sorted(found.keys() ^ own.keys())
-    if odd:
-        side = "only in the file" if odd[0] in found else "missing in the file"
-        raise CheckpointError(f"{path} does not fit the network: tensor {odd[0]!r} is {side} ({len(odd)} such tensors)")
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(f"{path}: {name!r} is {list(tensor.shape)}, the network has {list(own[name].shape)}")
-    module.load_state_dict(found)
 
 
 def _data(own: Own) -> Data:

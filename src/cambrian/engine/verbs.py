@@ -95,7 +95,7 @@ def _chosen(with_: Sequence[str], role: str, target: Any) -> list[Any]:
 
 
 def _check_order(chosen: Sequence[Any], target: Any) -> None:
-    state = getattr(target, "state", None)
+    state = target.state
     last = "the run's own compression" if state is not None and state.quantised else ""
     for method in chosen:
         undone = [stage for stage in method.stages() if stage != "quantise"]

@@ -107,6 +107,8 @@ class Target(Protocol):
     module: nn.Module
     space: Space
     classes: list[str]
+    state: CompressionState | None  # what compressors before left to hold
+    relevance: dict[str, Tensor] | None  # what an explainer before found of each channel
 
     def logits(self, x: Tensor, module: nn.Module | None = None) -> Tensor: ...
     def features(self, x: Tensor, names: Sequence[str], grad: bool = False) -> dict[str, Tensor]: ...

@@ -27,8 +27,8 @@ from cambrian.systems.explain.feature_visualisation import (
     top_crops,
     visualise,
 )
+from cambrian.systems.explain.feature_visualisation._regularisers import after_step, term, viewed
 from cambrian.systems.explain.feature_visualisation.model import palette
-from cambrian.systems.explain.feature_visualisation.regularisers import after_step, term, viewed
 
 
 def small_net() -> nn.Sequential:

@@ -242,7 +242,7 @@ class INQ(Compressor[Options]):
         """The quantised module, `inq.cmb` under `directory`, and one row beside the one-shot rounding of the same
         network.
         """
-        o, state = self.options, getattr(target, "state", None)
+        o, state = self.options, target.state
         if state is not None and any(part.codebook is not None for part in state.tensors.values()):
             raise ConfigError("inq rounds weights that nothing has quantised yet; leave the sharing of weights out")
         work, rounds = quantise(

@@ -23,6 +23,7 @@ Differs from the paper:
 Shapes: B batch, C H W one picture, K classes.
 """
 
+from cambrian.systems.attack.physical_adversarial._sheets import Sheet, crop_photos, print_sheet
 from cambrian.systems.attack.physical_adversarial.model import (
     LeastLikely,
     Moves,
@@ -43,7 +44,6 @@ from cambrian.systems.attack.physical_adversarial.recipe import (
     PhysicalAdversarial,
     PhysicalAdversarialStudy,
 )
-from cambrian.systems.attack.physical_adversarial.sheets import Sheet, crop_photos, print_sheet
 
 __all__ = [
     "CLAIM",

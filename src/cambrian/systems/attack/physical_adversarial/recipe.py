@@ -21,6 +21,7 @@ from cambrian.inspect.camera import HARSH, MILD, Photo, PhotoConfig, photo
 from cambrian.inspect.results import AttackResult, Row
 from cambrian.inspect.target import Target
 from cambrian.systems.attack.physical_adversarial._pictures import photo_figure, sweep_figure
+from cambrian.systems.attack.physical_adversarial._sheets import Sheet, crop_photos, fingerprint, print_sheet
 from cambrian.systems.attack.physical_adversarial.model import (
     ATTACKS,
     Moves,
@@ -30,7 +31,6 @@ from cambrian.systems.attack.physical_adversarial.model import (
     prefiltered,
     sweeps,
 )
-from cambrian.systems.attack.physical_adversarial.sheets import Sheet, crop_photos, fingerprint, print_sheet
 from cambrian.systems.perception.resnet import GLYPH_TARGETS
 from cambrian.systems.perception.vgg import SMALL_COLOUR_TARGET
 

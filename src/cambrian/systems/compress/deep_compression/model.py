@@ -60,7 +60,7 @@ def prune_once(module: nn.Module, state: CompressionState, limits: Mapping[str, 
     for name, limit in limits.items():
         state.prune(module, name, magnitude_mask(module.get_parameter(name), **limit))
         state.of(name).coding = "sparse"
-        if not bool(state.of(name).mask.any()):  # type: ignore[union-attr]
+        if not bool(module.get_parameter(name).any()):
             warnings.warn(f"layer {name!r} is pruned completely; give it a higher density", stacklevel=2)
 
 

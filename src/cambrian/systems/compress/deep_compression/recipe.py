@@ -85,7 +85,7 @@ class DeepCompression(Compressor[Options]):
     def compress(self, target: Target, directory: Path, generator: torch.Generator) -> Compression:
         """The compressed module, its last file, and a row for each stage beside the original as it is."""
         o, module = self.options, copy.deepcopy(target.module)
-        state = copy.deepcopy(getattr(target, "state", None)) or CompressionState()
+        state = copy.deepcopy(target.state) or CompressionState()
         if not weight_names(module):
             raise CapabilityError("the network has no convolution or linear layer to compress")
         work = _Stages(target, module, state, directory)

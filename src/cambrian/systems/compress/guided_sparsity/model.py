@@ -217,7 +217,7 @@ def train_sparse(
     module, guided = copy.deepcopy(target.module), method.startswith("g")
     plans = plans_of(module, target.example(), machine, guided=guided, fc=fc)
     guide = Guide(module, plans, decay=decay, look=look, guided=guided, surgery=method.endswith("dns"), c=c)
-    before = getattr(target, "state", None)
+    before = target.state
     if before is not None:
         guide.state = copy.deepcopy(before)
     shared = {"lr_scale": 1.0, "batch": batch, "generator": generator, **settings}

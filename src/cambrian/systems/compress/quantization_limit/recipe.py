@@ -64,7 +64,7 @@ class QuantizationLimit(Compressor[Options]):
         """The quantised module, its file, and rows for k-means with as many levels and for the chosen method before and
         after training the levels.
         """
-        o, before = self.options, getattr(target, "state", None)
+        o, before = self.options, target.state
         if before is not None and before.quantised:
             raise ConfigError("the network is quantised already; quantise once")
         names = weight_names(target.module)

@@ -150,7 +150,7 @@ def random(target: Target, batches: Batches = (), *, units: bool = False, genera
 
 def relevance(target: Target, batches: Batches = (), *, units: bool = False) -> Scores:
     """What an explainer found for each channel (`cambrian explain`, then `cambrian compress` on its result)."""
-    known = getattr(target, "relevance", None)
+    known = target.relevance
     if not known:
         raise CapabilityError("the target carries no relevance; compress the result of an explainer that finds it")
     scores: Scores = {}

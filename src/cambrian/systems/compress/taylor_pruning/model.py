@@ -107,8 +107,8 @@ class Pruner:
 
     def __post_init__(self) -> None:
         self.start = self.sizes()
-        self.state = copy.deepcopy(getattr(self.target, "state", None)) or CompressionState()
-        self._relevance = dict(getattr(self.target, "relevance", None) or {})
+        self.state = copy.deepcopy(self.target.state) or CompressionState()
+        self._relevance = dict(self.target.relevance or {})
 
     def sizes(self) -> dict[str, float]:
         """Present multiply-accumulates, parameters, and maps that could go."""
@@ -121,7 +121,7 @@ class Pruner:
         here = copy.copy(self.target)
         here.module = self.module
         if self._relevance:
-            here.relevance = self._relevance  # type: ignore[attr-defined]
+            here.relevance = self._relevance
         return here
 
     def remove(self, count: int) -> dict[str, list[int]]:

@@ -23,6 +23,7 @@ Differs from the paper:
 Shapes: B pictures, C H W one picture, h a layer's output [B, D] or [B, D, h, w].
 """
 
+from cambrian.systems.explain.feature_visualisation._regularisers import SETS, Regulariser, regularisers
 from cambrian.systems.explain.feature_visualisation.model import (
     Aim,
     Picture,
@@ -38,7 +39,6 @@ from cambrian.systems.explain.feature_visualisation.recipe import (
     FeatureVisualisationStudy,
     Options,
 )
-from cambrian.systems.explain.feature_visualisation.regularisers import SETS, Regulariser, regularisers
 
 __all__ = [
     "CLAIM",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cambrian.errors import CapabilityError, ConfigError, NonFiniteError, ShapeError
 from cambrian.inspect.hooks import capture, find
 from cambrian.inspect.target import Target
-from cambrian.systems.explain.feature_visualisation.regularisers import TERMS, after_step, regularisers, term, viewed
+from cambrian.systems.explain.feature_visualisation._regularisers import TERMS, after_step, regularisers, term, viewed
 
 PARAMS = ("pixel", "fourier")
 STARTS = ("mean", "noise", "zero")

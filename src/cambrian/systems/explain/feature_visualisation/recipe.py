@@ -17,6 +17,7 @@ from cambrian.engine.targets import trained
 from cambrian.errors import ConfigError
 from cambrian.inspect.results import Explanation, Row
 from cambrian.inspect.target import Target
+from cambrian.systems.explain.feature_visualisation._regularisers import regularisers
 from cambrian.systems.explain.feature_visualisation.model import (
     PARAMS,
     STARTS,
@@ -27,7 +28,6 @@ from cambrian.systems.explain.feature_visualisation.model import (
     top_crops,
     visualise,
 )
-from cambrian.systems.explain.feature_visualisation.regularisers import regularisers
 from cambrian.systems.perception.resnet import GLYPH_TARGETS
 from cambrian.systems.perception.vgg import SMALL_COLOUR_TARGET
 

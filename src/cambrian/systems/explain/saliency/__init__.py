@@ -19,7 +19,7 @@ x input leaves at least 30 % on the same network.
 
 Differs from the paper:
 - maps keep sign and channels; Simonyan shows the largest absolute value over channels, which is a way of showing and not measured here;
-- the integral is by Gauss-Legendre quadrature by default where the paper sums 20 to 300 equal steps (options riemann, trapezoid);
+- the integral is by Gauss-Legendre quadrature by default where the paper sums 20 to 300 equal steps (options left, right, middle, trapezoid);
 - the rules for ReLU act on every call of relu, functional, in place or shared; a network whose ReLUs cannot be seen is refused;
 - networks and pictures are small (32x32), not ImageNet; Grad-CAM and SmoothGrad are later members of the same set.
 
